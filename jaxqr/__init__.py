@@ -1,0 +1,3 @@
+"""Differentiable orthogonal factorizations and least squares for JAX."""
+
+__version__ = "0.1.0"
