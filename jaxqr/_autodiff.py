@@ -1,0 +1,218 @@
+"""Turns a forward computation and its pair of derivative rules into a differentiable function.
+
+The only file that knows JAX's machinery. There are two wirings of the same rules:
+
+* :func:`reverse_mode` makes a ``jax.custom_vjp``: the pullback, and nothing but the pullback.
+* :func:`forward_mode` makes a ``jax.custom_jvp`` whose tangent map is one linear primitive, the
+  pushforward, whose transpose is the pullback. ``jvp``, ``linearize``, ``jacfwd``, ``hessian`` and
+  ``grad`` all work, and ``grad`` costs what it costs in reverse mode. The primitive is our own
+  because a linear function with a given transpose has no public spelling under ``vmap``:
+  ``jax.custom_derivatives.linear_call`` has no batching rule.
+
+Rules follow the paper's convention dL = Re tr(G-bar^H dG). JAX's cotangents are the conjugates of
+those, so what comes in and what goes out is conjugated, here and nowhere else.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+Arrays = tuple[Array, ...]
+# A tangent or cotangent that is None is zero.
+MaybeArrays = tuple[Array | None, ...]
+
+
+class Rule(Protocol):
+    """A linear map and its adjoint, given the residuals. Compared and hashed by value."""
+
+    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
+        """Tangents of the inexact outputs from those of the inputs."""
+
+    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Arrays:
+        """Cotangents of the inputs from those of the inexact outputs."""
+
+
+class Differentiable(Rule, Protocol):
+    """A function of arrays with its derivative. Compared and hashed by value."""
+
+    def forward(self, *args: Array) -> Arrays:
+        """The outputs; those of integer type, if any, come last and carry no derivative."""
+
+    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
+        """What the rules read, and no more."""
+
+
+def _conj(xs: MaybeArrays) -> Any:
+    return tuple(None if x is None else jnp.conj(x) for x in xs)
+
+
+def _jax_pullback(rule: Rule, residuals: Arrays, cotangents: MaybeArrays) -> Arrays:
+    out: Arrays = _conj(rule.pullback(residuals, _conj(cotangents)))
+    return out
+
+
+def _is_inexact(x: Array) -> bool:
+    return bool(jnp.issubdtype(x.dtype, jnp.inexact))
+
+
+@functools.cache
+def reverse_mode(f: Differentiable) -> Callable[..., Arrays]:
+    """F as a ``jax.custom_vjp``. Residuals are functions of inputs and outputs alone.
+
+    The forward pass of the rule calls the wrapped function itself, not ``f.forward``: so the
+    outputs among the residuals carry a derivative of their own, and higher orders come by
+    themselves.
+    """
+
+    @jax.custom_vjp
+    def wrapped(*args: Array) -> Arrays:
+        return f.forward(*args)
+
+    def fwd(*primals: Any) -> tuple[Arrays, Arrays]:
+        args = tuple(p.value for p in primals)
+        outputs = wrapped(*args)
+        return outputs, f.residuals(args, outputs)
+
+    def bwd(residuals: Arrays, cotangents: tuple[Any, ...]) -> Arrays:
+        given = tuple(None if isinstance(c, SymbolicZero) else c for c in cotangents)
+        return _jax_pullback(f, residuals, given)
+
+    wrapped.defvjp(fwd, bwd, symbolic_zeros=True)
+    return wrapped
+
+
+@functools.cache
+def forward_mode(f: Differentiable) -> Callable[..., Arrays]:
+    """F as a ``jax.custom_jvp`` through the linear primitive ``pushforward_p``."""
+
+    @jax.custom_jvp
+    def wrapped(*args: Array) -> Arrays:
+        return f.forward(*args)
+
+    def jvp(primals: Arrays, tangents: tuple[Any, ...]) -> tuple[Arrays, tuple[Any, ...]]:
+        outputs = wrapped(*primals)
+        given = tuple(None if isinstance(t, SymbolicZero) else t for t in tangents)
+        dots = iter(_bind(f, f.residuals(primals, outputs), given))
+        return outputs, tuple(
+            next(dots) if _is_inexact(out) else np.zeros(out.shape, jax.dtypes.float0)
+            for out in outputs
+        )
+
+    wrapped.defjvp(jvp, symbolic_zeros=True)
+    return wrapped
+
+
+# The primitive. Operands: the residuals, then the tangents that are not zero. Parameters: the
+# rule, and which tangents there are. It is linear in the tangents jointly.
+
+pushforward_p = Primitive("jaxqr_pushforward")
+pushforward_p.multiple_results = True
+
+
+def _bind(rule: Rule, residuals: Arrays, tangents: MaybeArrays) -> list[Any]:
+    present = tuple(t is not None for t in tangents)
+    operands = (*residuals, *(t for t in tangents if t is not None))
+    return list(pushforward_p.bind(*operands, rule=rule, present=present))
+
+
+def _unpack(operands: Sequence[Any], present: tuple[bool, ...]) -> tuple[Arrays, MaybeArrays]:
+    count = len(operands) - sum(present)
+    given = iter(operands[count:])
+    return tuple(operands[:count]), tuple(next(given) if p else None for p in present)
+
+
+def _pushforward(*operands: Array, rule: Rule, present: tuple[bool, ...]) -> list[Array]:
+    return list(rule.pushforward(*_unpack(operands, present)))
+
+
+@functools.cache
+def _abstract_eval(*avals: Any, rule: Rule, present: tuple[bool, ...]) -> list[Any]:
+    # Tracing, not shape arithmetic: it gets the sharding and the varying axes right as well.
+    closed = jax.make_jaxpr(functools.partial(_pushforward, rule=rule, present=present))(*avals)
+    return list(closed.out_avals)
+
+
+def _jvp(primals: Any, tangents: Any, *, rule: Rule, present: tuple[bool, ...]) -> Any:
+    residuals, ts = _unpack(primals, present)
+    residual_dots, t_dots = _unpack(tangents, present)
+    out = _bind(rule, residuals, ts)
+    dots = []
+    given = tuple(None if t is None or isinstance(t, ad.Zero) else t for t in t_dots)
+    if any(t is not None for t in given):
+        dots.append(_bind(rule, residuals, given))
+    moving = [i for i, dot in enumerate(residual_dots) if not isinstance(dot, ad.Zero)]
+    if moving:
+
+        def of_moving(*values: Array) -> Arrays:
+            at = list(residuals)
+            for i, value in zip(moving, values, strict=True):
+                at[i] = value
+            return rule.pushforward(tuple(at), ts)
+
+        dots.append(
+            jax.jvp(
+                of_moving,
+                tuple(residuals[i] for i in moving),
+                tuple(residual_dots[i] for i in moving),
+            )[1]
+        )
+    return out, [functools.reduce(jnp.add, parts) for parts in zip(*dots, strict=True)]
+
+
+def _transpose(
+    cotangents: Any, *operands: Any, rule: Rule, present: tuple[bool, ...]
+) -> list[Array | None]:
+    residuals, _ = _unpack(operands, present)
+    given = tuple(None if isinstance(c, ad.Zero) else c for c in cotangents)
+    pulled = _jax_pullback(rule, residuals, given)
+    return [None] * len(residuals) + [bar for bar, p in zip(pulled, present, strict=True) if p]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batched:
+    """A rule under vmap: tangents and cotangents have a new leading axis."""
+
+    rule: Rule
+    axes: tuple[int | None, ...]  # of the residuals
+
+    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
+        mapped = jax.vmap(self.rule.pushforward, in_axes=(self.axes, 0))
+        out: Arrays = mapped(residuals, tangents)
+        return out
+
+    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Arrays:
+        mapped = jax.vmap(self.rule.pullback, in_axes=(self.axes, 0))
+        out: Arrays = mapped(residuals, cotangents)
+        return out
+
+
+def _batch(
+    operands: Any, dims: Any, *, rule: Rule, present: tuple[bool, ...]
+) -> tuple[list[Array], list[int]]:
+    residuals, tangents = _unpack(operands, present)
+    residual_dims, tangent_dims = _unpack(dims, present)
+    size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
+    axes: Any = residual_dims
+    fronted = tuple(
+        None if t is None else batching.bdim_at_front(t, d, size)
+        for t, d in zip(tangents, tangent_dims, strict=True)
+    )
+    out = _bind(_Batched(rule, axes), residuals, fronted)
+    return out, [0] * len(out)
+
+
+pushforward_p.def_impl(jax.jit(_pushforward, static_argnames=("rule", "present")))
+pushforward_p.def_abstract_eval(_abstract_eval)
+mlir.register_lowering(pushforward_p, mlir.lower_fun(_pushforward, multiple_results=True))
+ad.primitive_jvps[pushforward_p] = _jvp
+ad.primitive_transposes[pushforward_p] = _transpose
+batching.primitive_batchers[pushforward_p] = _batch

@@ -1,0 +1,1 @@
+"""How factors are computed. Nothing here knows of derivatives."""

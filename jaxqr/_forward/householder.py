@@ -1,0 +1,35 @@
+"""QR by Householder reflectors, as each platform has it: LAPACK, cuSOLVER, XLA's own expander."""
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxqr._forward.phases import with_positive_diagonal
+
+
+def qr(a: Array, mode: str) -> tuple[Array, ...]:
+    """(q, r), or (r,) in mode "r", of a (..., m, n)."""
+    result = jnp.linalg.qr(a, mode=mode)
+    factors = (result,) if mode == "r" else tuple(result)
+    return real_diagonal(*factors)
+
+
+def real_diagonal(*factors: Array) -> tuple[Array, ...]:
+    """The same factors with a real diagonal of R.
+
+    LAPACK and its kin give one already. XLA's expander, which TPUs use, leaves a complex element
+    as it is where there is nothing below it to eliminate.
+    """
+    if not jnp.iscomplexobj(factors[-1]):
+        return factors
+    out: tuple[Array, ...] = lax.platform_dependent(
+        *factors,
+        cpu=_as_they_are,
+        cuda=_as_they_are,
+        rocm=_as_they_are,
+        default=with_positive_diagonal,
+    )
+    return out
+
+
+def _as_they_are(*factors: Array) -> tuple[Array, ...]:
+    return factors

@@ -1,0 +1,111 @@
+"""QR with column pivoting: LAPACK's geqp3 where there is one, plain XLA everywhere else."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxqr._forward import householder
+from jaxqr._forward.triangular import adjoint, matmul
+
+
+def take_columns(a: Array, p: Array) -> Array:
+    """The columns p (..., n) of a (..., m, n)."""
+    return jnp.take_along_axis(a, p[..., None, :], axis=-1)
+
+
+def pivoted_qr(a: Array, mode: str, k: int) -> tuple[Array, ...]:
+    """(q, r, p), or (r, p) in mode "r", of a (..., m, n), after k <= min(m, n) pivots.
+
+    q is (..., m, k) and r (..., k, n); in mode "complete", (..., m, m) and (..., m, n).
+    """
+    if a.size == 0:
+        p = jnp.broadcast_to(jnp.arange(a.shape[-1], dtype=jnp.int32), _like_columns(a))
+        return *householder.qr(a, mode), p
+    out: tuple[Array, ...] = lax.platform_dependent(
+        a,
+        cpu=lambda a: _lapack(a, mode, k),
+        default=lambda a: _xla(a, mode, k),
+    )
+    return out
+
+
+def _like_columns(a: Array) -> tuple[int, ...]:
+    return (*a.shape[:-2], a.shape[-1])
+
+
+def _lapack(a: Array, mode: str, k: int) -> tuple[Array, ...]:
+    q, r, p = lax.linalg.qr(a, pivoting=True, full_matrices=mode == "complete")
+    if mode == "complete":
+        return q, r, p
+    q, r = q[..., :k], r[..., :k, :]
+    return (r, p) if mode == "r" else (q, r, p)
+
+
+def _xla(a: Array, mode: str, k: int) -> tuple[Array, ...]:
+    *batch, m, n = a.shape
+    flat = a.reshape(-1, m, n)
+    reflectors, taus, p = jax.vmap(lambda x: _eliminate(x, k))(flat)
+    r = jnp.triu(reflectors)
+    if mode != "complete":
+        r = r[:, :k]
+    factors: tuple[Array, ...] = (r, p)
+    if mode != "r":
+        v = reflectors[:, :, :k]
+        if mode == "complete":
+            v = jnp.pad(v, [(0, 0), (0, 0), (0, m - k)])
+        factors = (lax.linalg.householder_product(v, taus), r, p)
+    return tuple(x.reshape(*batch, *x.shape[1:]) for x in factors)
+
+
+def _eliminate(a: Array, k: int) -> tuple[Array, Array, Array]:
+    """K steps of Householder elimination with column pivoting on a (m, n), as LAPACK stores it.
+
+    Returns R in and above the diagonal with the reflectors v below it (v_j = 1 is implied), their
+    scales tau (k,), and the permutation (n,). The squared norms of the trailing columns are
+    computed anew in each step: nothing cancels, and the cost is a quarter of the update's.
+    """
+    m, n = a.shape
+    largest = jnp.max(jnp.abs(a))
+    scale = jnp.where(
+        largest == 0, jnp.ones_like(largest), largest
+    )  # no square over- or underflows
+    row, column = jnp.arange(m, dtype=jnp.int32), jnp.arange(n, dtype=jnp.int32)
+
+    def step(j: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        a, taus, p = state
+        trailing = jnp.where((row >= j)[:, None], a, 0)
+        norms = jnp.sum(jnp.square(jnp.abs(trailing)), axis=0)
+        pivot = jnp.argmax(jnp.where(column >= j, norms, -1))
+        a = a.at[:, pivot].set(a[:, j]).at[:, j].set(a[:, pivot])
+        p = p.at[pivot].set(p[j]).at[j].set(p[pivot])
+
+        v, tau, beta = _reflector(a[:, j], j, row)
+        inner = matmul(adjoint(v[:, None]), a)
+        updated = a - jnp.conj(tau) * v[:, None] * inner
+        a = jnp.where((column > j)[None, :], updated, a)
+        stored = jnp.where(row > j, v, jnp.where(row == j, beta.astype(a.dtype), a[:, j]))
+        return a.at[:, j].set(stored), taus.at[j].set(tau), p
+
+    start = (a / scale.astype(a.dtype), jnp.zeros(k, a.dtype), jnp.arange(n, dtype=jnp.int32))
+    a, taus, p = lax.fori_loop(jnp.int32(0), jnp.int32(k), step, start)
+    on_or_above = row[:, None] <= column[None, :]
+    eliminated = (column < k)[None, :]
+    return jnp.where(on_or_above | ~eliminated, a * scale.astype(a.dtype), a), taus, p
+
+
+def _reflector(x: Array, j: Array, row: Array) -> tuple[Array, Array, Array]:
+    """V, tau and beta with (I - conj(tau) v v^H) x = beta e_j below row j; beta is real.
+
+    As LAPACK's larfg: v_j = 1, and tau = 0 where there is nothing to do.
+    """
+    alpha = x[j]
+    below = jnp.where(row > j, x, 0)
+    rest = jnp.sum(jnp.square(jnp.abs(below)))
+    norm = jnp.sqrt(jnp.square(jnp.abs(alpha)) + rest)
+    beta = jnp.where(alpha.real >= 0, -norm, norm)
+    nothing = (rest == 0) & (alpha.imag == 0)
+    beta = jnp.where(nothing, alpha.real, beta)
+    to = beta.astype(x.dtype)
+    tau = jnp.where(nothing, 0, (to - alpha) / jnp.where(nothing, 1, to))
+    v = jnp.where(nothing, 0, below / jnp.where(nothing, 1, alpha - to))
+    return jnp.where(row == j, 1, v), tau, beta

@@ -1,0 +1,188 @@
+"""QR with column pivoting."""
+
+import dataclasses
+import functools
+from typing import Any, Literal, Unpack, overload
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxqr import _rules
+from jaxqr._arguments import as_matrices, compute_dtype, one_of, result_dtype
+from jaxqr._autodiff import Arrays, MaybeArrays
+from jaxqr._factorization import (
+    METHODS,
+    Method,
+    Options,
+    differentiated,
+    first_dependent,
+    require_rank,
+)
+from jaxqr._forward import pivoting
+from jaxqr._forward.phases import with_positive_diagonal
+from jaxqr._forward.pivoting import take_columns
+
+
+@dataclasses.dataclass(frozen=True)
+class PivotedQR:
+    """A[:, p] = Q R after k pivots, with its derivative; mode as in QR."""
+
+    mode: str
+    k: int
+    positive_diagonal: bool
+
+    def forward(self, a: Array) -> Arrays:
+        """(q, r, p), or (r, p)."""
+        *factors, p = pivoting.pivoted_qr(a, self.mode, self.k)
+        return *(with_positive_diagonal(*factors) if self.positive_diagonal else factors), p
+
+    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
+        """The factors, and A where Q does not span it or is not formed."""
+        (a,) = args
+        return (*outputs, a) if self.mode == "r" or self._truncates(a) else outputs
+
+    def _truncates(self, a: Array) -> bool:
+        return self.k < min(a.shape[-2:])
+
+    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
+        """(dq, dr), or (dr,): dB = dA[:, p]."""
+        (da,) = tangents
+        assert da is not None
+        if self.mode == "r":
+            r, p, a = residuals
+            x, y = self._cut(a, p)
+            return (_rules.pushforward_r(x, r, y, take_columns(da, p)),)
+        q, r, p, *kept = residuals
+        return _rules.pushforward(q, r, self._beyond(kept, p), take_columns(da, p))
+
+    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Arrays:
+        """(a_bar,): A-bar[:, p] = B-bar."""
+        if self.mode == "r":
+            r, p, a = residuals
+            r_bar = cotangents[0]
+            assert r_bar is not None
+            x, y = self._cut(a, p)
+            b_bar = _rules.pullback_r(x, r, y, r_bar)
+        else:
+            q, r, p, *kept = residuals
+            b_bar = _rules.pullback(q, r, self._beyond(kept, p), *cotangents[:2])
+        return (take_columns(b_bar, jnp.argsort(p, axis=-1)),)
+
+    def _beyond(self, kept: list[Array], p: Array) -> Array | None:
+        """The columns of B = A[:, p] beyond the k-th, where they are more than Q V."""
+        return take_columns(kept[0], p[..., self.k :]) if kept else None
+
+    def _cut(self, a: Array, p: Array) -> tuple[Array, Array | None]:
+        """B = [X | Y]; Y is None where it is Q V."""
+        x = take_columns(a, p[..., : self.k])
+        return x, self._beyond([a], p) if self._truncates(a) else None
+
+
+@overload
+def pivoted_qr(
+    a: ArrayLike,
+    *,
+    mode: Literal["reduced", "complete"] = ...,
+    rank: int | None = ...,
+    **options: Unpack[Options],
+) -> tuple[Array, Array, Array]: ...
+@overload
+def pivoted_qr(
+    a: ArrayLike, *, mode: Literal["r"], rank: int | None = ..., **options: Unpack[Options]
+) -> tuple[Array, Array]: ...
+def pivoted_qr(
+    a: ArrayLike,
+    *,
+    mode: Literal["reduced", "complete", "r"] = "reduced",
+    rank: int | None = None,
+    forward_mode: bool = False,
+    positive_diagonal: bool = False,
+    check_rank: bool = False,
+    method: Method = "auto",
+) -> tuple[Array, Array, Array] | tuple[Array, Array]:
+    """QR with column pivoting, A[:, p] = Q R, differentiable for every shape.
+
+    In each step the column that adds most to those chosen so far comes next, so the diagonal of R
+    does not increase in magnitude, and the leading block of R is well conditioned where A has full
+    rank, whatever the order of A's own columns.
+
+    Args:
+        a: (..., m, n), real or complex, of any type that :func:`jaxqr.qr` takes; k stands for
+            min(m, n), or for ``rank``.
+        mode: "reduced" for Q (..., m, k) and R (..., k, n); "complete" for Q (..., m, m) and
+            R (..., m, n); "r" for R (..., k, n) alone, and then Q is never formed.
+        rank: a static integer in 1..min(m, n): stop after so many pivots. Q R is then an
+            approximation of A[:, p] of that rank.
+        forward_mode, positive_diagonal, check_rank, method: as in :func:`jaxqr.qr`.
+
+    Returns:
+        ``(q, r, p)``, or ``(r, p)`` in mode "r": ``jnp.take(a, p, axis=-1)`` is ``q @ r`` (for one
+        matrix; without ``rank``). p is int32 (..., n).
+
+    Raises:
+        ValueError: a has fewer than two axes; an unknown mode or method; rank outside
+            1..min(m, n); rank together with mode "complete".
+        TypeError: a is not an array of numbers; rank is not an integer.
+
+    The derivative is that of :func:`jaxqr.qr` at A[:, p] with p held fixed (Roberts and Roberts,
+    arXiv:2009.10071, eqs. 3, 9, 10, 21, 26). It exists where A has full rank, or at least rank k;
+    between two columns of equal norm the choice of p jumps. The cost is that of :func:`jaxqr.qr`.
+
+    >>> import jax, jax.numpy as jnp, jaxqr
+    >>> a = jnp.array([[0.0, 2.0, 0.0], [0.0, 4.0, 3.0]])  # the leading block is singular
+    >>> q, r, p = jaxqr.pivoted_qr(a)
+    >>> p
+    Array([1, 2, 0], dtype=int32)
+    >>> bool(jnp.allclose(jnp.take(a, p, axis=-1), q @ r, atol=1e-5))
+    True
+    >>> loss = lambda factor: lambda a: abs(factor(a)[1]).sum()
+    >>> bool(jnp.isfinite(jax.grad(loss(jaxqr.pivoted_qr))(a)).all())
+    True
+    >>> bool(jnp.isfinite(jax.grad(loss(jaxqr.qr))(a)).all())
+    False
+    """
+    a = as_matrices("pivoted_qr", "a", a)
+    one_of("pivoted_qr", "mode", mode, ("reduced", "complete", "r"))
+    one_of("pivoted_qr", "method", method, METHODS)
+    if rank is not None:
+        _check_rank_argument(rank, mode, a)
+    *q, r, p = _factors(
+        a,
+        mode=mode,
+        k=min(a.shape[-2:]) if rank is None else int(rank),
+        forward_mode=forward_mode,
+        positive_diagonal=positive_diagonal,
+    )
+    if check_rank:
+        lost, matrix, pivot = first_dependent(r)
+        column = p.reshape(-1, p.shape[-1])[matrix, pivot] if p.size else pivot
+        require_rank("pivoted_qr", "column", a, lost, matrix, column)
+    return (*q, r, p)
+
+
+def _check_rank_argument(rank: Any, mode: str, a: Array) -> None:
+    if not isinstance(rank, int) or isinstance(rank, bool):
+        raise TypeError(
+            f"pivoted_qr expects rank to be an int, known when it is traced. Got {rank!r}."
+        )
+    largest = min(a.shape[-2:])
+    if not 1 <= rank <= largest:
+        raise ValueError(
+            f"pivoted_qr expects rank to be in 1..{largest} for a of shape {a.shape}. Got {rank}."
+        )
+    if mode == "complete":
+        raise ValueError(
+            'pivoted_qr expects no rank in mode "complete", which completes Q to a square. '
+            f"Got rank {rank}; use mode 'reduced'."
+        )
+
+
+@functools.partial(jax.jit, static_argnames=("mode", "k", "forward_mode", "positive_diagonal"))
+def _factors(a: Array, *, mode: str, k: int, forward_mode: bool, positive_diagonal: bool) -> Arrays:
+    *factors, p = differentiated(PivotedQR(mode, k, positive_diagonal), forward_mode)(
+        a.astype(compute_dtype(a.dtype))
+    )
+    dtype = result_dtype(a.dtype)
+    return *(x.astype(dtype) for x in factors), p
