@@ -31,8 +31,10 @@ def pullback_eq8(q: Array, r: Array, q_bar: Array, r_bar: Array, corrected: bool
     qhq_bar, q_barhq = _adjoint(q) @ q_bar, _adjoint(q_bar) @ q
     lower = jnp.where(jnp.tri(n, n, -1, dtype=bool), rr_bar - r_bar_r + qhq_bar - q_barhq, 0)
     if corrected and jnp.iscomplexobj(q):
-        # M = R R-bar^H - Q-bar^H Q. The diagonal shares the solve with the strict triangle.
-        lower = lower + jnp.where(jnp.eye(n, dtype=bool), 1j * (rr_bar - q_barhq).imag, 0)
+        m = rr_bar - q_barhq
+        i_im = (m - jnp.conj(m)) / 2
+        # The diagonal shares the solve with the strict triangle.
+        lower = lower + jnp.where(jnp.eye(n, dtype=bool), i_im, 0)
     return q @ (r_bar + _times_inverse_adjoint(lower, r)) + _times_inverse_adjoint(
         q_bar - q @ qhq_bar, r
     )

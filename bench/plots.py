@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from bench.case import QR, VALUE
-from bench.measure import SECONDS, SHARE, Row
+from bench.measure import FIRST_CALL, RESIDUALS, SECONDS, SHARE, TEMPORARIES, Row
 from bench.report import names, ratio_of, unique
 from bench.results import Result
 from bench.suites import Suite
@@ -24,7 +24,12 @@ BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK = (
     "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#222222",
 )  # fmt: skip
 OF_TYPE = {"float32": BLUE, "float64": RED, "complex64": GREEN, "complex128": PURPLE}
-TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+FEW = tuple(10.0**i for i in range(-6, 7))
+TICKS = tuple(sorted(step * x for step in (1, 2, 5) for x in FEW))
+MANY = tuple(sorted(step * x for step in (1, 1.5, 2, 3, 4, 5, 6, 8) for x in FEW))
+
+# The other metrics are in the tables.
+PICTURED = (SECONDS, FIRST_CALL, TEMPORARIES, RESIDUALS)
 
 STYLE = {
     "font.size": 9,
@@ -53,12 +58,14 @@ def _ratios(suite: Suite, result: Result) -> Any:
     """A panel for each rival (or metric) and operation, a line for each matrix, a dot for each
     type: how many times jaxqr's time the rival takes."""
     rivals = [name for name in names(suite, result) if name != suite.base]
-    strips = [
-        (rival, metric) for rival in rivals for metric in suite.metrics if _shown(suite, metric)
-    ]
-    ops = unique(row.case.op for row in result.rows)
-    if not strips:
-        return plt.figure()
+    strips = [(rival, metric) for rival in rivals for metric in suite.metrics if metric in PICTURED]
+    ops = unique(
+        row.case.op
+        for row in result.rows
+        if any(ratio_of(row, rival, suite.base, metric) for rival, metric in strips)
+    )
+    if not ops:
+        return _nothing(f"{suite.title}: no two contestants to compare")
     if len(ops) == 1:  # then the rivals stand side by side
         layout = [[(op, *strip) for strip in strips] for op in ops]
     else:
@@ -87,8 +94,10 @@ def _ratios(suite: Suite, result: Result) -> Any:
     return figure
 
 
-def _shown(suite: Suite, metric: str) -> bool:
-    return metric == suite.metrics[0] or suite.name == "memory"
+def _nothing(why: str) -> Any:
+    figure = plt.figure(figsize=(6, 1))
+    figure.text(0.5, 0.5, why, ha="center", va="center")
+    return figure
 
 
 def _matrices(result: Result, op: str) -> list[str]:
@@ -116,12 +125,11 @@ def _dots(
 
 
 def _log_ticks(axes: Sequence[Any]) -> None:
-    """Plain numbers at 1, 2 and 5, and always room for 1 and its neighbours."""
+    """Plain numbers, as many as there is room for; 1 and its neighbours are always in view."""
     for ax in axes:
         low, high = ax.get_xlim()
         low, high = min(low, 0.8), max(high, 2.2)
-        wide = high / low > 200
-        ticks = [t for t in TICKS if not wide or f"{t:g}".strip("0.") == "1"]
+        ticks = FEW if high / low > 200 else MANY if high / low < 8 else TICKS
         ax.set_xlim(low, high)
         ax.xaxis.set_major_locator(FixedLocator(ticks))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
@@ -180,13 +188,14 @@ def _equations(suite: Suite, result: Result) -> Any:
                 )  # fmt: skip
             ax.axhline(1, color=BLACK, lw=1)
             ax.set_xscale("log")
-            ax.set_ylim(bottom=0)
             ms = unique(row.case.shape[0] for row in rows)
             ax.set_xticks(ms, [str(m) for m in ms])
             ax.xaxis.set_minor_locator(NullLocator())
             ax.set_title(dtype if i == 0 else "")
             ax.set_xlabel("rows" if i == len(rivals) - 1 else "")
             ax.set_ylabel(f"time, {rival} / {suite.base}" if j == 0 else "")
+    for ax in axes[:, 0]:
+        ax.set_ylim(bottom=0)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(
         handles, labels, title="columns / rows", loc="outside lower center", ncols=len(labels)
@@ -212,6 +221,7 @@ def _limit(suite: Suite, result: Result) -> Any:
         1,
         len(panels),
         squeeze=False,
+        sharex=True,
         sharey=True,
         figsize=(1.6 + 2.7 * len(panels), 1.6 + 0.5 * len(matrices)),
         layout="constrained",

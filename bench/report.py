@@ -117,35 +117,56 @@ def _place(result: Result) -> tuple[dict[str, str], dict[str, str]]:
 def _summary(suite: Suite, result: Result, metric: str) -> str:
     """Geometric means of the ratios, by operation, work and type, over each subset."""
     if metric == SHARE:
-        return ""
+        return _share_summary(suite, result)
     rivals = [name for name in names(suite, result) if name != suite.base]
     lines = []
-    for op, work, dtype in unique((r.case.op, r.case.work, r.case.dtype) for r in result.rows):
+    for op, work, dtype in _kinds(result):
         for subset, belongs in SUBSETS.items():
             if subset != ALL and metric != SECONDS:
                 continue
             rows = [
-                row
-                for row in result.rows
-                if (row.case.op, row.case.work, row.case.dtype) == (op, work, dtype)
-                and belongs(row.case)
+                row for row in result.rows if _kind(row) == (op, work, dtype) and belongs(row.case)
             ]
             cells = [_mean_cell(rows, rival, suite.base, metric) for rival in rivals]
             if any(cells):
-                goal = [
-                    f"{rival} {factor:g}"
-                    for rival in rivals
-                    if (factor := GOALS.get((op, work, subset, rival))) is not None
-                ]
-                lines.append([op, work, dtype, subset, *cells, ", ".join(goal)])
+                goals = ((rival, GOALS.get((op, work, subset, rival))) for rival in rivals)
+                goal = ", ".join(f"{rival} {factor:g}" for rival, factor in goals if factor)
+                lines.append([op, work, dtype, subset, *cells, goal])
     if not lines:
         return ""
-    # A column that says the same everywhere says nothing.
-    goals = any(line[-1] for line in lines) and metric == SECONDS
-    header = ["", "", "", "matrices", *(f"{rival} / {suite.base}" for rival in rivals), "goal"]
-    if not goals:
+    header = ["operation", "work", "type", "matrices"]
+    header += [*(f"{rival} / {suite.base}" for rival in rivals), "goal"]
+    if metric != SECONDS or not any(line[-1] for line in lines):
         header, lines = header[:-1], [line[:-1] for line in lines]
-    return f"Geometric means: {metric} (lowest row; rows).\n\n" + _table(header, lines)
+    title = f"Geometric means over the matrices: {metric} (lowest row; number of rows)."
+    return title + "\n\n" + _table(header, lines, left=4)
+
+
+def _share_summary(suite: Suite, result: Result) -> str:
+    present = names(suite, result)
+    lines = []
+    for op, work, dtype in _kinds(result):
+        cells = []
+        for name in present:
+            shares = [
+                100 * median(row.results[name][SHARE])
+                for row in result.rows
+                if _kind(row) == (op, work, dtype) and name in row.results
+            ]
+            low, middle, high = (_number(f(shares)) for f in (min, median, max))
+            cells.append(f"**{middle}** ({low} – {high})")
+        lines.append([op, work, dtype, *cells])
+    title = "Percent of the matrix product's rate: median over the matrices (lowest – highest)."
+    return title + "\n\n" + _table(["operation", "work", "type", *present], lines, left=3)
+
+
+def _kinds(result: Result) -> list[tuple[str, str, str]]:
+    """Operation, work and type: what is averaged over the matrices."""
+    return unique(_kind(row) for row in result.rows)
+
+
+def _kind(row: Row) -> tuple[str, str, str]:
+    return row.case.op, row.case.work, row.case.dtype
 
 
 def _mean_cell(rows: Sequence[Row], rival: str, base: str, metric: str) -> str:
@@ -179,8 +200,9 @@ def _beside_the_paper(result: Result) -> str:
             )
     if not lines:
         return "No Matrix Market file was given (--matrix): the paper's own are wm1, wm2 and wm3."
-    header = ["ms", "", "paper, eq. 3", "paper, eq. 8", "8 / 3"]
-    return _table([*header, "here, eq. 3", "here, eq. 8", "8 / 3", "jaxqr"], lines)
+    header = ["matrix", "work", "paper, eq. 3", "paper, eq. 8", "8 / 3"]
+    header += ["here, eq. 3", "here, eq. 8", "8 / 3", "jaxqr"]
+    return "Milliseconds, beside the paper's.\n\n" + _table(header, lines)
 
 
 def _rates(result: Result) -> str:
@@ -221,7 +243,7 @@ def _details(suite: Suite, result: Result, metric: str) -> str:
                 values = [_value(row, name, metric) for name in present]
                 ratios = [_spread(ratio_of(row, rival, suite.base, metric)) for rival in rivals]
                 lines.append([row.case.matrix, row.case.dtype, *values, *ratios])
-        header = ["", "", *present, *(f"{rival} / {suite.base}" for rival in rivals)]
+        header = ["matrix", "type", *present, *(f"{rival} / {suite.base}" for rival in rivals)]
         parts += [f"**{op}, {work}: {metric}{UNITS[metric][0]}**", _table(header, lines)]
     return "\n\n".join(parts)
 
@@ -272,7 +294,7 @@ def _number(x: float) -> str:
     return f"{x:.{max(0, 2 - math.floor(math.log10(abs(x))))}f}"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    ruler = ["---" if not name else "---:" for name in header]
-    lines = [header, ruler, *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 2) -> str:
+    """A table whose first columns, LEFT of them, are words, and the others numbers."""
+    ruler = ["---" if i < left else "---:" for i in range(len(header))]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ruler, *rows))

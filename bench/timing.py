@@ -24,11 +24,11 @@ class Effort:
 def interleave(calls: Mapping[str, Call], effort: Effort) -> Samples:
     """Seconds a call: A B C A B C ..., one sample of each in a round.
 
-    Every contestant has been warmed up, and gives the same number of samples; sample i of one and
-    sample i of another are neighbours in time.
+    The calls have run before: what is done only once is done. Each contestant gives the same
+    number of samples; sample i of one and sample i of another are neighbours in time.
     """
     gc.collect()
-    once = {name: _warm(call) for name, call in calls.items()}
+    once = {name: _about(call, effort.sample) for name, call in calls.items()}
     repeats = {name: max(1, math.ceil(effort.sample / t)) for name, t in once.items()}
     # Before a sample of short calls comes one that is not timed.
     around = sum((repeats[name] + (repeats[name] > 1)) * t for name, t in once.items())
@@ -46,10 +46,10 @@ def interleave(calls: Mapping[str, Call], effort: Effort) -> Samples:
     return samples
 
 
-def _warm(call: Call) -> float:
-    """Seconds of a call, once it has been compiled and has run."""
-    call()
-    return min(_sample(call, 1) for _ in range(2))
+def _about(call: Call, sample: float) -> float:
+    """Seconds of a call, roughly: the first of short calls finds the caches cold."""
+    once = _sample(call, 1)
+    return once if once > sample else min(once, _sample(call, 1))
 
 
 def _sample(call: Call, repeats: int) -> float:
