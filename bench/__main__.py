@@ -15,7 +15,7 @@ from bench.report import ratio_of, report
 from bench.results import Result, load, save
 from bench.suites import EFFORTS, SUITES, Size, Suite
 
-HERE = Path(__file__).parent
+RESULTS = Path("bench/results")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = [suite for suite in SUITES if not args.suites or suite.name in args.suites]
     args.out.mkdir(parents=True, exist_ok=True)
     if not args.report:
+        jax.config.update("jax_enable_compilation_cache", False)  # what is compiled is timed
         with jax.enable_x64(True):
             for suite in chosen:
                 result = run(suite, args.size, [str(path) for path in args.matrix])
@@ -119,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         help="Matrix Market files for the suites equations and pivoted",
     )
     parser.add_argument(
-        "--out", type=Path, default=HERE / "results", help="where to write (default: %(default)s)"
+        "--out", type=Path, default=RESULTS, help="where to write (default: %(default)s)"
     )
     parser.add_argument(
         "--report", action="store_true", help="measure nothing: write up what is in --out"

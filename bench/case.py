@@ -53,7 +53,7 @@ def weights(case: Case) -> tuple[np.ndarray, ...]:
 def _output_shapes(case: Case) -> list[tuple[int, ...]]:
     *batch, m, n = case.shape
     k = min(m, n)
-    shapes = {
+    shapes: dict[str, list[tuple[int, ...]]] = {
         QR: [(m, k), (k, n)],
         R_ALONE: [(k, n)],
         LQ: [(m, k), (k, n)],

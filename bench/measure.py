@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench.case import LQ, LSTSQ, PIVOTED, PULLBACK, QR, R_ALONE, VALUE, Case
+from bench.case import LQ, LSTSQ, PIVOTED, PULLBACK, QR, R_ALONE, VALUE, Case, inputs
 from bench.contestants import Contestant, InJax, Unsupported
 from bench.timing import Call, Effort, Samples, interleave
 
@@ -29,7 +29,7 @@ class Row:
     failures: dict[str, str] = dataclasses.field(default_factory=dict)  # contestant: the reason
 
 
-Measure = Callable[[Case, Sequence[Contestant], Effort], Row]
+Measure = Callable[[Case, Sequence[Any], Effort], Row]
 
 
 def _each(row: Row, contestants: Sequence[Any], do: Callable[[Any], Any]) -> dict[str, Any]:
@@ -112,19 +112,21 @@ def memory(case: Case, contestants: Sequence[InJax], effort: Effort) -> Row:
 
 def residual_bytes(contestant: InJax, case: Case) -> int:
     """Bytes alive between the forward and the backward pass; the inputs count if they are kept."""
-    from bench.case import inputs
-
     function = contestant.function(case)
     kept = jax.make_jaxpr(lambda *args: jax.vjp(function, *args)[1])(*inputs(case))
-    arrays = {id(v): v.aval for v in kept.jaxpr.outvars if hasattr(v, "aval")}
+    arrays: dict[int, Any] = {id(v): v.aval for v in kept.jaxpr.outvars}
     return sum(a.size * a.dtype.itemsize for a in arrays.values())
+
+
+# Rows of a matrix whose square is computed at full speed, and within a tenth of a second.
+_LARGE = {"cpu": 1536}
 
 
 def share_of_limit(case: Case, contestants: Sequence[Contestant], effort: Effort) -> Row:
     """Operations that the formulas need, a second, over the rate of a large matrix product."""
     row = Row(case)
     calls = _ready(row, contestants)
-    n = 2048 if effort.total else 64
+    n = _LARGE.get(jax.default_backend(), 8192) if effort.total else 64
     x = jnp.asarray(np.random.default_rng(2).standard_normal((n, n)), case.dtype)
     product = jax.jit(lambda x: jnp.matmul(x, x, precision=jax.lax.Precision.HIGHEST))
     calls[MATRIX_PRODUCT] = lambda: jax.block_until_ready(product(x))

@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from bench.case import QR, VALUE
@@ -31,7 +32,7 @@ MANY = tuple(sorted(step * x for step in (1, 1.5, 2, 3, 4, 5, 6, 8) for x in FEW
 # The other metrics are in the tables.
 PICTURED = (SECONDS, FIRST_CALL, TEMPORARIES, RESIDUALS)
 
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.spines.top": False,
@@ -246,7 +247,7 @@ def _limit(suite: Suite, result: Result) -> Any:
         ax.set_ylim(len(matrices) - 0.45, -0.55)
         ax.grid(axis="y", visible=False)
     handles = [
-        plt.Rectangle(
+        Rectangle(
             (0, 0),
             1,
             1,

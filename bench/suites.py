@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from bench import measure
 from bench.case import GRADIENT, LQ, LSTSQ, PIVOTED, PULLBACK, QR, R_ALONE, VALUE, Case, read_matrix
 from bench.contestants import (
     JAX,
@@ -17,6 +16,21 @@ from bench.contestants import (
     absent,
 )
 from bench.equations import EQ3, EQ8, leading_block_is_singular
+from bench.measure import (
+    COMPILE,
+    FIRST_CALL,
+    FLOPS,
+    RESIDUALS,
+    SECONDS,
+    SHARE,
+    TEMPORARIES,
+    TRACE,
+    Measure,
+    compiling,
+    memory,
+    seconds,
+    share_of_limit,
+)
 from bench.timing import Effort
 
 Size = Literal["full", "quick", "tiny"]
@@ -77,8 +91,8 @@ class Suite:
     about: str
     cases: Callable[[Size, Sequence[str]], list[Case]]  # the size, and Matrix Market files
     contestants: Sequence[Any]
-    measure: Callable[[Case, Sequence[Any], Effort], measure.Row]
-    metrics: Sequence[str] = (measure.SECONDS,)
+    measure: Measure
+    metrics: Sequence[str] = (SECONDS,)
     base: str = JAXQR.name  # whom the others are compared with
 
     def present(self) -> list[Any]:
@@ -109,7 +123,7 @@ def _both(size: Size) -> Sequence[str]:
 
 
 def _equations(size: Size, files: Sequence[str]) -> list[Case]:
-    shapes = [(m, round(defect * m)) for defect in DEFECTS[size] for m in ROWS[size]]
+    shapes: Shapes = [(m, round(defect * m)) for defect in DEFECTS[size] for m in ROWS[size]]
     cases = _grid(shapes, (QR,), ("float64", "complex128"), (PULLBACK,))
     for path in files:
         op = PIVOTED if leading_block_is_singular(path) else QR
@@ -158,7 +172,7 @@ SUITES = [
         "well. jaxqr is what the package ships: eq. 3, arranged for speed.",
         _equations,
         (EQ3, EQ8, JAXQR),
-        measure.seconds,
+        seconds,
         base=EQ3.name,
     ),
     Suite(
@@ -169,7 +183,7 @@ SUITES = [
         "r, and tf no mode r: they form Q as well.",
         _shapes,
         (JAXQR, JAX, TORCH, TENSORFLOW),
-        measure.seconds,
+        seconds,
     ),
     Suite(
         "lstsq",
@@ -179,7 +193,7 @@ SUITES = [
         "assumes full rank.",
         _lstsq,
         (JAXQR, JAX, LINEAX_QR, LINEAX_AUTO, TORCH),
-        measure.seconds,
+        seconds,
     ),
     Suite(
         "pivoted",
@@ -188,7 +202,7 @@ SUITES = [
         "it is wrong in the releases that this was written against. scipy has values only.",
         _pivoted,
         (JAXQR, JAX, SCIPY),
-        measure.seconds,
+        seconds,
     ),
     Suite(
         "compile",
@@ -197,8 +211,8 @@ SUITES = [
         "to compile, and both together.",
         _compile,
         (JAXQR, JAX),
-        measure.compiling,
-        metrics=(measure.FIRST_CALL, measure.TRACE, measure.COMPILE),
+        compiling,
+        metrics=(FIRST_CALL, TRACE, COMPILE),
     ),
     Suite(
         "memory",
@@ -209,8 +223,8 @@ SUITES = [
         "compares programs that call the same routines, and no others.",
         _memory,
         (JAXQR, JAX),
-        measure.memory,
-        metrics=(measure.TEMPORARIES, measure.RESIDUALS, measure.FLOPS),
+        memory,
+        metrics=(TEMPORARIES, RESIDUALS, FLOPS),
     ),
     Suite(
         "limit",
@@ -219,7 +233,7 @@ SUITES = [
         "matrices reaches in the same rounds.",
         _limit,
         (JAXQR, JAX),
-        measure.share_of_limit,
-        metrics=(measure.SHARE,),
+        share_of_limit,
+        metrics=(SHARE,),
     ),
 ]
