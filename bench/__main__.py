@@ -38,6 +38,9 @@ def run(suite: Suite, size: Size, files: Sequence[str] = ()) -> Result:
     result = Result(suite.name, size, 0.0, machine(), versions(), suite.absent())
     for name, package in result.absent.items():
         _say(f"{suite.name}: {name} is left out, the package {package} is not installed")
+    load = float(result.machine.get("load at the start", 0))
+    if load > 0.5:  # after a suite of our own it is about the number of cores
+        _say(f"{suite.name}: the load is {load}; if that is others' work, times will not be steady")
     contestants = suite.present()
     start = time.perf_counter()
     for done, case in enumerate(cases):

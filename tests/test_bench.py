@@ -1,5 +1,6 @@
 """The benchmark's own parts: that it compares fairly, reports what it measured, and runs."""
 
+import contextlib
 import dataclasses
 import itertools
 
@@ -10,8 +11,30 @@ import pytest
 
 import jaxqr
 from bench.__main__ import main, run
-from bench.case import GRADIENT, LSTSQ, PULLBACK, QR, R_ALONE, VALUE, Case, inputs, weights
-from bench.contestants import JAX, JAXQR, InJax, Unsupported
+from bench.case import (
+    GRADIENT,
+    LQ,
+    LSTSQ,
+    PIVOTED,
+    PULLBACK,
+    QR,
+    R_ALONE,
+    VALUE,
+    Case,
+    inputs,
+    weights,
+)
+from bench.contestants import (
+    JAX,
+    JAXQR,
+    LINEAX_AUTO,
+    LINEAX_QR,
+    TENSORFLOW,
+    TORCH,
+    InJax,
+    Unsupported,
+    absent,
+)
 from bench.eq8 import pullback_eq8
 from bench.equations import factorization, pullback_eq3
 from bench.measure import SECONDS, Row, operations, residual_bytes, seconds
@@ -38,7 +61,8 @@ def _normal(seed, shape, dtype):
 
 
 def _close(x, y):
-    return np.abs(np.asarray(x) - np.asarray(y)).max() < 1e-12
+    x, y = (np.asarray(z.detach() if hasattr(z, "detach") else z) for z in (x, y))
+    return np.abs(x - y).max() < 1e-12
 
 
 # --- Eq. 8
@@ -113,11 +137,16 @@ def test_medians_quartiles_and_paired_ratios():
 # --- What is measured
 
 
-def test_contestants_do_the_same_work():
-    for op in (QR, R_ALONE):
-        case = Case(op, GRADIENT, (6, 4), "float64")
-        found = [jax.jit(work)(*args) for work, args in (c.program(case) for c in (JAXQR, JAX))]
-        assert all(map(_close, *map(jax.tree.leaves, found)))
+@pytest.mark.parametrize("op", [QR, R_ALONE, LQ, PIVOTED, LSTSQ])
+def test_contestants_do_the_same_work(op):
+    """The same loss and the same gradient, from whoever is installed and has the operation."""
+    case, found = Case(op, GRADIENT, (6, 4), "float64"), {}
+    for contestant in (JAXQR, JAX, LINEAX_QR, LINEAX_AUTO, TORCH, TENSORFLOW):
+        if not absent(contestant.name):
+            with contextlib.suppress(Unsupported):
+                found[contestant.name] = jax.tree.leaves(contestant.prepare(case)())
+    first = found.pop("JAX")
+    assert all(_close(x, y) for other in found.values() for x, y in zip(first, other, strict=True))
 
 
 def test_pullback_is_timed_alone():
