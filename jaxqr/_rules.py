@@ -22,14 +22,8 @@ A cotangent that is None is zero, and costs nothing.
 import jax.numpy as jnp
 from jax import Array
 
-from jaxqr._forward.triangular import (
-    adjoint,
-    matmul,
-    solve_adjoint_left,
-    solve_adjoint_right,
-    solve_left,
-    solve_right,
-)
+from jaxqr._forward.blocked import Inverted, lower_of_product, lower_of_upper_product
+from jaxqr._forward.triangular import adjoint, matmul
 
 
 def _strictly_lower(k: int) -> Array:
@@ -61,30 +55,21 @@ def _split(r: Array) -> tuple[Array, Array]:
     return r[..., :k, :k], r[..., :k, k:]
 
 
-def _inner(r: Array, qhq_bar: Array | None, r_bar: Array | None, *, spans: bool) -> Array:
-    """The k x k matrix T with X-bar = Q T + (what is left of Q-bar) U^-H.
+def _m(q: Array | None, r: Array, q_bar: Array | None, r_bar: Array | None) -> Array:
+    """The lower triangle of M = U U-bar^H - Qp^H Q with Qp = Q-bar + Y V-bar^H (eqs. 9, 10).
 
-    T = copyltu(M) U^-H with M = U U-bar^H - Qp^H Q and Qp = Q-bar + Y V-bar^H (eqs. 9, 10, 21).
-    Q^H Y = V, so M needs no Y; and where Y = Q V (``spans``) the term Y V-bar^H of Qp is
-    Q (V V-bar^H), which belongs to T too.
-
-    ``qhq_bar`` is Q-bar^H Q.
+    Q^H Y = V, so it needs no Y: M = U U-bar^H - V-bar V^H - Q-bar^H Q.
     """
     u, v = _split(r)
     m = jnp.zeros_like(u)
-    wide = v.shape[-1] > 0
     if r_bar is not None:
         u_bar, v_bar = _split(r_bar)
-        m = matmul(u, adjoint(u_bar))
-        if wide:
-            vv_bar = matmul(v, adjoint(v_bar))
-            m = m - adjoint(vv_bar)
-    if qhq_bar is not None:
-        m = m - qhq_bar
-    t = copyltu(m)
-    if r_bar is not None and wide and spans:
-        t = t + vv_bar
-    return solve_adjoint_right(t, u)
+        m = lower_of_upper_product(u, u_bar)
+        if v.shape[-1]:
+            m = m - lower_of_product(v_bar, adjoint(v))
+    if q_bar is not None and q is not None:
+        m = m - lower_of_product(adjoint(q_bar), q)
+    return m
 
 
 def pullback(
@@ -99,35 +84,45 @@ def pullback(
             None where there are none or Y = Q V.
         q_bar, r_bar: like q and r; None for zero.
 
-    The cost is three products of 2 m k^2 operations, two of them for Q-bar, and a triangular
-    solve, besides what is k x k.
+    The cost is that of a triangular solve and two products of 2 m k^2 operations, or one where
+    q_bar is None, besides what is k x k.
 
-    This is X-bar = (Qp + Q copyltu(M)) U^-H, Y-bar = Q V-bar (eqs. 3, 9, 10, 21, 26) with the
-    products by Q gathered in one: A-bar = Q [T | V-bar] + [(Q-bar + ...) U^-H | 0].
+    X-bar = (Qp + Q copyltu(M)) U^-H, Y-bar = Q V-bar (eqs. 3, 9, 10, 21, 26).
     """
     u, v = _split(r)
-    k, rest = u.shape[-1], v.shape[-1]
+    k = u.shape[-1]
     q1, q2 = q[..., :k], q[..., k:]
+    q1_bar = None if q_bar is None else q_bar[..., :k]
 
-    bracket = qhq_bar = None
-    if q_bar is not None:
-        bracket = q_bar[..., :k]
-        qhq_bar = matmul(adjoint(bracket), q1)
-        if q2.shape[-1]:  # the frame of the complement does not turn: Q2^H dQ2 = 0
-            bracket = bracket - matmul(q2, matmul(adjoint(q_bar[..., k:]), q1))
-    if r_bar is not None and y is not None:
-        yv_bar = matmul(y, adjoint(r_bar[..., k:]))
-        bracket = yv_bar if bracket is None else bracket + yv_bar
+    inner = copyltu(_m(q1, r, q1_bar, r_bar))
+    qp = q1_bar
+    if q_bar is not None and q2.shape[-1]:  # the complement's frame does not turn: Q2^H dQ2 = 0
+        qp = q_bar[..., :k] - matmul(q2, matmul(adjoint(q_bar[..., k:]), q1))
+    y_bar = jnp.zeros((*q.shape[:-1], v.shape[-1]), q.dtype)
+    if r_bar is not None and v.shape[-1]:
+        v_bar = r_bar[..., :k, k:]
+        y_bar = matmul(q1, v_bar)
+        if y is None:  # Y = Q V, and Y V-bar^H joins what Q is multiplied by
+            inner = inner + matmul(v, adjoint(v_bar))
+        else:
+            yv_bar = matmul(y, adjoint(v_bar))
+            qp = yv_bar if qp is None else qp + yv_bar
 
-    factor = _inner(r, qhq_bar, r_bar, spans=y is None)
-    if rest:
-        v_bar = jnp.zeros_like(v) if r_bar is None else r_bar[..., k:]
-        factor = jnp.concatenate([factor, v_bar], axis=-1)
-    a_bar = matmul(q1, factor)
-    if bracket is None:
-        return a_bar
-    x_bar = solve_adjoint_right(bracket, u)
-    return a_bar.at[..., :k].add(x_bar) if rest else a_bar + x_bar
+    x_bar = _solve_bracket(qp, q1, inner, Inverted.of(u))
+    return jnp.concatenate([x_bar, y_bar], axis=-1) if v.shape[-1] else x_bar
+
+
+def _solve_bracket(qp: Array | None, q: Array, inner: Array, u: Inverted) -> Array:
+    """(Qp + Q inner) U^-H.
+
+    Deep input is cheaper to pass through once than twice: Qp U^-H + Q (inner U^-H).
+    """
+    if qp is None:
+        return matmul(q, u.adjoint_right(inner))
+    m, k = q.shape[-2:]
+    if m >= 32 * k:
+        return u.adjoint_right(qp) + matmul(q, u.adjoint_right(inner))
+    return u.adjoint_right(qp + matmul(q, inner))
 
 
 def pushforward(q: Array, r: Array, y: Array | None, da: Array) -> tuple[Array, Array]:
@@ -137,7 +132,7 @@ def pushforward(q: Array, r: Array, y: Array | None, da: Array) -> tuple[Array, 
     q1, q2 = q[..., :k], q[..., k:]
     dx, dy = da[..., :k], da[..., k:]
 
-    dxu = solve_right(dx, u)
+    dxu = Inverted.of(u).right(dx)
     c = matmul(adjoint(q1), dxu)
     w = _upper_of_twice_hermitian(c)
     dq = dxu - matmul(q1, w)
@@ -160,25 +155,30 @@ def pullback_r(x: Array, r: Array, y: Array | None, r_bar: Array) -> Array:
         r: (..., k, n); r_bar likewise.
         y: as in :func:`pullback`.
 
-    A-bar = X U^-1 [T | V-bar]: one product of 2 m k n operations.
+    A-bar = X U^-1 [inner U^-H | V-bar]: one product of 2 m k n operations.
     """
     u, v = _split(r)
-    k = u.shape[-1]
-    factor = _inner(r, None, r_bar, spans=y is None)
+    v_bar = r_bar[..., u.shape[-1] :]
+    inverted = Inverted.of(u)
+    inner = copyltu(_m(None, r, None, r_bar))
+    if v.shape[-1] and y is None:
+        inner = inner + matmul(v, adjoint(v_bar))
+    factor = inverted.adjoint_right(inner)
     if v.shape[-1]:
-        factor = jnp.concatenate([factor, r_bar[..., k:]], axis=-1)
-    a_bar = matmul(x, solve_left(u, factor))
+        factor = jnp.concatenate([factor, v_bar], axis=-1)
+    a_bar = matmul(x, inverted.left(factor))
     if y is None:
         return a_bar
-    return a_bar.at[..., :k].add(solve_adjoint_right(matmul(y, adjoint(r_bar[..., k:])), u))
+    return a_bar.at[..., : u.shape[-1]].add(inverted.adjoint_right(matmul(y, adjoint(v_bar))))
 
 
 def pushforward_r(x: Array, r: Array, y: Array | None, da: Array) -> Array:
     """dR from dA without Q; x, r and y as in :func:`pullback_r`."""
     u, v = _split(r)
     k = u.shape[-1]
-    g = solve_adjoint_left(u, matmul(adjoint(x), da))  # Q^H [dX | dY]
-    c = solve_right(g[..., :k], u)
+    inverted = Inverted.of(u)
+    g = inverted.adjoint_left(matmul(adjoint(x), da))  # Q^H [dX | dY]
+    c = inverted.right(g[..., :k])
     w = _upper_of_twice_hermitian(c)
     dr = matmul(w, u)
     if not v.shape[-1]:
@@ -187,5 +187,5 @@ def pushforward_r(x: Array, r: Array, y: Array | None, da: Array) -> Array:
         dqy = matmul(adjoint(c - w), v)
     else:
         dxy = matmul(adjoint(da[..., :k]), y)
-        dqy = solve_adjoint_left(u, dxy) - matmul(adjoint(w), v)
+        dqy = inverted.adjoint_left(dxy) - matmul(adjoint(w), v)
     return jnp.concatenate([dr, dqy + g[..., k:]], axis=-1)

@@ -24,15 +24,3 @@ def solve_adjoint_left(u: Array, b: Array) -> Array:
     return lax.linalg.triangular_solve(
         u, b, left_side=True, lower=False, transpose_a=True, conjugate_a=True
     )
-
-
-def solve_right(b: Array, u: Array) -> Array:
-    """B U^-1 for b (..., m, k) and upper triangular u (..., k, k)."""
-    return lax.linalg.triangular_solve(u, b, left_side=False, lower=False)
-
-
-def solve_adjoint_right(b: Array, u: Array) -> Array:
-    """B U^-H for b (..., m, k) and upper triangular u (..., k, k)."""
-    return lax.linalg.triangular_solve(
-        u, b, left_side=False, lower=False, transpose_a=True, conjugate_a=True
-    )

@@ -1,0 +1,69 @@
+"""Triangular products and solves by blocks, at sizes around the block's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numerics import assert_close, gaussian, matrix, norm, random_like, tolerance
+
+import jaxqr
+from jaxqr._forward.blocked import Inverted, lower_of_product, lower_of_upper_product
+
+SIZES = [0, 1, 63, 64, 65, 128, 129, 200, 257]
+
+
+def triangular(k, dtype, batch=()):
+    """Upper triangular, well conditioned, with rubbish below the diagonal."""
+    u = gaussian((*batch, k, k), dtype) / np.sqrt(max(k, 1))
+    return u + 3 * np.eye(k, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
+@pytest.mark.parametrize("k", SIZES)
+def test_solves(k, dtype):
+    batch = (2,) if k == 129 else ()
+    u = triangular(k, dtype, batch)
+    b = gaussian((*batch, k, 5), dtype)
+    exact = np.triu(u).astype("complex128" if dtype == "complex128" else "float64")
+    tol = tolerance(dtype, (k, k), 10)
+
+    @jax.jit
+    def solves(u, b):
+        v = Inverted.of(u)
+        return v.left(b), v.adjoint_left(b), v.right(b.mT).mT, v.adjoint_right(b.mT).mT
+
+    h = np.conj(exact.mT)
+    for ours, m in zip(solves(u, b), (exact, h, exact.mT, h.mT), strict=True):
+        assert norm(ours - np.linalg.solve(m, b)) <= tol * max(norm(ours), 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
+@pytest.mark.parametrize("k", SIZES)
+def test_lower_triangles_of_products(k, dtype):
+    x, y = gaussian((k, 7), dtype), gaussian((7, k), dtype)
+    u, v = gaussian((2, k, k), dtype, seed=1), gaussian((2, k, k), dtype, seed=2)
+    tol = tolerance(dtype, (k, k), 10)
+    ours = np.tril(lower_of_product(jnp.asarray(x), jnp.asarray(y)))
+    assert norm(ours - np.tril(x @ y)) <= tol * max(norm(ours), 1)
+    ours = np.tril(lower_of_upper_product(jnp.asarray(np.triu(u)), jnp.asarray(v)))
+    expected = np.tril(np.triu(u) @ np.conj(np.triu(v).mT))
+    assert norm(ours - expected) <= tol * max(norm(ours), 1)
+
+
+@pytest.mark.parametrize("shape", [(300, 150), (150, 150), (140, 200)], ids=str)
+def test_pullback_and_pushforward_of_many_blocks(shape):
+    a = jnp.asarray(matrix(shape))
+    bars, da = random_like(jaxqr.qr(a)), random_like(a)
+    tol = tolerance("float64", shape, c=64)
+    for mode, given in (("reduced", bars), ("r", bars[1])):
+
+        def theirs(a, mode=mode):
+            return jax.tree.leaves(jnp.linalg.qr(a, mode=mode))
+
+        def ours(a, mode=mode, forward_mode=True):
+            return jax.tree.leaves(jaxqr.qr(a, mode=mode, forward_mode=forward_mode))
+
+        given = jax.tree.leaves(given)
+        assert_close(jax.jvp(ours, (a,), (da,)), jax.jvp(theirs, (a,), (da,)), tol)
+        expected = jax.vjp(theirs, a)[1](given)
+        assert_close(jax.vjp(ours, a)[1](given), expected, tol)
