@@ -15,7 +15,7 @@ SIZES = [0, 1, 63, 64, 65, 128, 129, 200, 257]
 def triangular(k, dtype, batch=()):
     """Upper triangular, well conditioned, with rubbish below the diagonal."""
     u = gaussian((*batch, k, k), dtype) / np.sqrt(max(k, 1))
-    return u + 3 * np.eye(k, dtype=dtype)
+    return (u + 3 * np.eye(k)).astype(dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
