@@ -1,0 +1,336 @@
+"""The Matrix Market reader, beside scipy's and against broken files."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import scipy.sparse
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from jaxqr._matrix_market import MatrixMarketError, read
+
+BANNER = "%%MatrixMarket matrix "
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "a.mtx"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+def _dense(path):
+    matrix = scipy.io.mmread(path, spmatrix=False)
+    return matrix.toarray() if scipy.sparse.issparse(matrix) else matrix
+
+
+# What scipy writes is read back, bit for bit.
+
+
+def _symmetrized(a, symmetry):
+    lower = np.tril(a, -1)
+    if symmetry == "skew-symmetric":
+        return lower - lower.T
+    if symmetry == "hermitian":
+        return lower + lower.conj().T + np.diag(a.diagonal().real)
+    return lower + lower.T + np.diag(a.diagonal())
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    m=st.integers(1, 6),
+    n=st.integers(1, 6),
+    field=st.sampled_from(["real", "complex", "integer", "pattern"]),
+    symmetry=st.sampled_from(["general", "symmetric", "skew-symmetric", "hermitian"]),
+    sparse=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_reads_what_scipy_writes(tmp_path, m, n, field, symmetry, sparse, seed):
+    if symmetry == "hermitian":
+        field = "complex"
+    if field == "pattern" and symmetry != "symmetric":
+        symmetry = "general"
+    n = n if symmetry == "general" else m
+    rng = np.random.default_rng(seed)
+    a = rng.standard_normal((m, n)) * 10.0 ** rng.integers(-200, 200, (m, n))
+    if field == "complex":
+        a = a + 1j * rng.standard_normal((m, n))
+    if field in ("integer", "pattern"):
+        a = rng.integers(-9, 9, (m, n)) if field == "integer" else np.ones((m, n), int)
+    if sparse or field == "pattern":
+        a = np.where(rng.random((m, n)) < 0.5, a, 0)
+    if symmetry != "general":
+        a = _symmetrized(a, symmetry)
+    assume(a.any())  # scipy forgets the field of a sparse matrix with nothing in it
+    path = tmp_path / "a.mtx"
+    stored = scipy.sparse.coo_array(a) if sparse or field == "pattern" else a
+    scipy.io.mmwrite(path, stored, field=field, symmetry=symmetry, precision=17)
+
+    read_back = read(path)
+
+    assert read_back.dtype == (np.complex128 if field == "complex" else np.float64)
+    np.testing.assert_array_equal(read_back, a)
+    np.testing.assert_array_equal(read_back, _dense(path))
+
+
+@pytest.mark.parametrize("name", ["wm1", "wm2", "wm3", "well1033", "illc1033"])
+def test_reads_real_files_as_scipy_does(name):
+    path = SHARED / f"{name}.mtx"
+    if not path.exists():
+        pytest.skip(f"{path.name} is not here")
+    np.testing.assert_array_equal(read(path), _dense(path))
+
+
+# Every layout, written by hand: the file and the matrix it means.
+
+LAYOUTS = {
+    "array, column by column": (
+        "array real general\n2 3\n1\n2\n3\n4\n5\n6\n",
+        [[1, 3, 5], [2, 4, 6]],
+    ),
+    "array symmetric": ("array real symmetric\n2 2\n1\n2\n3\n", [[1, 2], [2, 3]]),
+    "array skew-symmetric": (
+        "array real skew-symmetric\n3 3\n1\n2\n3\n",
+        [[0, -1, -2], [1, 0, -3], [2, 3, 0]],
+    ),
+    "array hermitian": (
+        "array complex hermitian\n2 2\n1 0\n2 3\n4 0\n",
+        [[1, 2 - 3j], [2 + 3j, 4]],
+    ),
+    "array integer": ("array integer general\n1 2\n-3\n+4\n", [[-3, 4]]),
+    "coordinate": (
+        "coordinate real general\n2 3 2\n2 3 1.5\n1 1 -2e-1\n",
+        [[-0.2, 0, 0], [0, 0, 1.5]],
+    ),
+    "coordinate pattern": ("coordinate pattern general\n2 2 2\n1 2\n2 1\n", [[0, 1], [1, 0]]),
+    "coordinate symmetric": ("coordinate real symmetric\n2 2 2\n1 1 5\n2 1 7\n", [[5, 7], [7, 0]]),
+    "coordinate symmetric complex": (
+        "coordinate complex symmetric\n2 2 1\n2 1 1 2\n",
+        [[0, 1 + 2j], [1 + 2j, 0]],
+    ),
+    "coordinate skew-symmetric complex": (
+        "coordinate complex skew-symmetric\n2 2 1\n2 1 1 2\n",
+        [[0, -1 - 2j], [1 + 2j, 0]],
+    ),
+    "coordinate hermitian": (
+        "coordinate complex hermitian\n2 2 2\n1 1 3 0\n2 1 1 2\n",
+        [[3, 1 - 2j], [1 + 2j, 0]],
+    ),
+    "skew-symmetric with a zero on its diagonal": (
+        "coordinate real skew-symmetric\n2 2 2\n1 1 0\n2 1 4\n",
+        [[0, -4], [4, 0]],
+    ),
+    "repeated coordinates add up": ("coordinate real general\n1 1 3\n1 1 1\n1 1 2\n1 1 4\n", [[7]]),
+    "repeated symmetric coordinates": (
+        "coordinate real symmetric\n2 2 2\n2 1 1\n2 1 2\n",
+        [[0, 3], [3, 0]],
+    ),
+    "capitals": ("COORDINATE Real GENERAL\n1 1 1\n1 1 1E+1\n", [[10]]),
+    "comments and blank lines": (
+        "array real general\n%\n% a comment\n\n  2 1 \n\n1\n% between\n   \n2\n\n",
+        [[1], [2]],
+    ),
+    "carriage returns": ("array real general\r\n2 1\r\n1\r\n2\r\n", [[1], [2]]),
+    "no newline at the end": ("array real general\n1 1\n3", [[3]]),
+    "1 x 1": ("coordinate integer general\n1 1 1\n1 1 -3\n", [[-3]]),
+    "no entries": ("coordinate real general\n2 1 0\n", [[0], [0]]),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts(write, name):
+    text, expected = LAYOUTS[name]
+    np.testing.assert_array_equal(read(write(BANNER + text)), np.array(expected))
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0)])
+@pytest.mark.parametrize(
+    "tail", ["array real general\n{} {}\n", "coordinate real general\n{} {} 0\n"]
+)
+def test_empty_matrices(write, shape, tail):
+    assert read(write(BANNER + tail.format(*shape))).shape == shape
+
+
+def test_comments_in_any_encoding(write):
+    text = BANNER.encode() + b"array real general\n% Andr\xe9 \xff\x85\x0c\n1 1\n2\n"
+    assert read(write(text)) == [[2.0]]
+
+
+def test_banner_in_lower_case(write):
+    assert read(write("%%matrixmarket matrix array real general\n1 1\n2\n")) == [[2.0]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+def test_dtype(write, dtype):
+    a = read(write(BANNER + "array real general\n1 1\n0.1\n"), dtype)
+    assert a.dtype == dtype
+    np.testing.assert_array_equal(a, np.array([[0.1]], dtype))
+
+
+# Broken files: what stands below the banner, the line that is named, and part of the complaint.
+
+ARRAY, COORDINATE = "array real general\n", "coordinate real general\n"
+BROKEN = {
+    "not a matrix": (
+        "",
+        1,
+        "expected matrix, got 'vector'",
+        "%%MatrixMarket vector array real general",
+    ),
+    "unknown format": ("sparse real general\n", 1, "expected coordinate or array, got 'sparse'"),
+    "unknown field": ("array quaternion general\n", 1, "got 'quaternion'"),
+    "unknown symmetry": ("array real diagonal\n", 1, "got 'diagonal'"),
+    "short banner": ("array real\n", 1, "five words"),
+    "pattern array": ("array pattern general\n", 1, "coordinate format for a pattern"),
+    "skew pattern": ("coordinate pattern skew-symmetric\n", 1, "general or symmetric pattern"),
+    "real hermitian": ("array real hermitian\n", 1, "a complex field"),
+    "no size line": (
+        ARRAY,
+        1,
+        "expected the size line, 2 whole numbers (rows, columns), got the end",
+    ),
+    "only comments": (
+        COORDINATE + "%\n%\n",
+        3,
+        "(rows, columns, entries), got the end of the file",
+    ),
+    "sizes missing": (COORDINATE + "2 2\n", 2, "got 2 words"),
+    "sizes too many": (ARRAY + "% c\n2 2 4\n", 3, "got 3 words"),
+    "negative size": (ARRAY + "-1 2\n", 2, "got '-1'"),
+    "fractional size": (ARRAY + "1.0 2\n", 2, "got '1.0'"),
+    "underscore size": (ARRAY + "1_0 2\n", 2, "got '1_0'"),
+    "huge": (COORDINATE + "1000000000 1000000000 0\n", 2, "got 1000000000 x 1000000000"),
+    "symmetric, not square": (
+        "array real symmetric\n2 3\n",
+        2,
+        "expected a square symmetric matrix, got 2 x 3",
+    ),
+    "cut short": (ARRAY + "2 1\n1\n", 3, "expected 2 entries, got the end of the file after 1"),
+    "cut within a line": (
+        COORDINATE + "2 2 3\n1 1 1\n2 2\n",
+        4,
+        "expected an entry of 3 words, got 2",
+    ),
+    "too many": (
+        ARRAY + "1 1\n1\n2\n3\n",
+        4,
+        "expected the end of the file after 1 entry, got '2'",
+    ),
+    "two numbers a line": (ARRAY + "2 1\n1 2\n", 3, "expected an entry of 1 word, got 2 words"),
+    "complex with one part": ("array complex general\n1 1\n1\n", 3, "an entry of 2 words"),
+    "not a number": (ARRAY + "2 1\n1\nx\n", 4, "expected a number, finite in float64, got 'x'"),
+    "imaginary part": ("array complex general\n1 1\n1 i\n", 3, "got 'i'"),
+    "fortran exponent": (ARRAY + "1 1\n1.0D0\n", 3, "got '1.0D0'"),
+    "underscore": (ARRAY + "1 1\n1_0\n", 3, "got '1_0'"),
+    "nan": (ARRAY + "1 1\nNaN\n", 3, "got 'NaN'"),
+    "infinite": (ARRAY + "1 1\n-inf\n", 3, "got '-inf'"),
+    "overflow": (ARRAY + "1 1\n1e999\n", 3, "got '1e999'"),
+    "integer overflow": ("array integer general\n1 1\n" + "9" * 400 + "\n", 3, "..."),
+    "fractional integer": ("array integer general\n1 1\n1.5\n", 3, "expected a whole number"),
+    "other digits": (ARRAY + "1 1\n\u0663\n", 3, "got"),
+    "null byte": (ARRAY + "1 1\n\x00\n", 3, r"got '\x00'"),
+    "row zero": (COORDINATE + "2 3 1\n0 1 1\n", 3, "expected a row from 1 to 2, got '0'"),
+    "row beyond": (COORDINATE + "2 3 1\n3 1 1\n", 3, "expected a row from 1 to 2, got '3'"),
+    "column beyond": (COORDINATE + "2 3 2\n1 1 1\n1 4 1\n", 4, "a column from 1 to 3, got '4'"),
+    "column far beyond": (COORDINATE + "2 3 1\n1 99999999999999999999 1\n", 3, "a column from 1"),
+    "fractional row": (COORDINATE + "2 3 1\n1.0 1 1\n", 3, "a row from 1 to 2, got '1.0'"),
+    "above the diagonal": (
+        "coordinate real symmetric\n2 2 1\n1 2 1\n",
+        3,
+        "on or below the diagonal of a symmetric matrix, got row 1, column 2",
+    ),
+    "skew diagonal": (
+        "coordinate real skew-symmetric\n2 2 2\n2 1 1\n2 2 5\n",
+        4,
+        "expected zero on the diagonal of a skew-symmetric matrix, got 5.0",
+    ),
+    "hermitian diagonal": (
+        "array complex hermitian\n2 2\n1 0\n2 3\n4 1\n",
+        5,
+        "expected a real number on the diagonal of a hermitian matrix, got (4+1j)",
+    ),
+    "sum overflows": (COORDINATE + "1 1 2\n1 1 1e308\n1 1 1e308\n", 4, "got an overflow"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files_name_the_line(write, name):
+    text, line, complaint, *whole = BROKEN[name]
+    path = write(whole[0] if whole else BANNER + text)
+    with pytest.raises(MatrixMarketError) as caught:
+        read(path)
+    assert caught.value.line == line
+    assert complaint in str(caught.value)
+    assert str(caught.value) == f"{path}:{line}: {caught.value.message}"
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "\n \n", "1 2 3\n", "\n" + BANNER + ARRAY, "\x7fELF\x00\x01\n\x02"]
+)
+def test_not_a_matrix_market_file(write, text):
+    with pytest.raises(MatrixMarketError, match=r":1: expected a line that begins with %%MatrixM"):
+        read(write(text))
+
+
+def test_every_cut_of_a_file_is_an_error(write):
+    text = BANNER + "coordinate complex hermitian\n% note\n2 2 2\n1 1 3 0\n2 1 1 25\n"
+    for end in range(len(text) - len(" 25\n")):
+        with pytest.raises(MatrixMarketError):
+            read(write(text[:end]))
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_a_damaged_file_is_read_or_refused(write, data):
+    text = bytearray(
+        BANNER.encode() + b"coordinate real symmetric\n% c\n3 3 2\n2 1 -1.5\n3 3 2e1\n"
+    )
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(text) - 1))
+        text[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=2))
+    with contextlib.suppress(MatrixMarketError):
+        assert np.isfinite(read(write(bytes(text)))).all()
+
+
+def test_number_too_large_for_the_type(write):
+    path = write(BANNER + "array real general\n2 1\n1\n1e39\n")
+    with pytest.raises(MatrixMarketError, match=r":4: .*finite in float32, got '1e39'"):
+        read(path, "float32")
+
+
+def test_complex_file_in_a_real_type(write):
+    path = write(BANNER + "array complex general\n1 1\n1 0\n")
+    with pytest.raises(
+        MatrixMarketError, match=":1: expected a field that fits float64, got complex"
+    ):
+        read(path, "float64")
+
+
+def test_missing_file_and_directory(tmp_path):
+    with pytest.raises(MatrixMarketError, match=r"none.mtx:1: .* no such file"):
+        read(tmp_path / "none.mtx")
+    with pytest.raises(
+        MatrixMarketError, match=":1: expected a readable file, got: is a directory"
+    ):
+        read(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads every file")
+def test_unreadable_file(write):
+    path = write(BANNER)
+    path.chmod(0)
+    with pytest.raises(MatrixMarketError, match=r":1: .* permission denied"):
+        read(path)
