@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,10 @@ DIRECTIONS = 3
 """How many random directions a gradient is checked along."""
 
 _TIMING_SECONDS = 0.3
+_HIDDEN_BY_ROUNDING = 0.1
 _FEWEST_ROUNDS, _MOST_ROUNDS = 3, 100
+
+Gradient = Literal["right", "wrong", "finite", "not finite"]
 
 _Array = npt.NDArray[Any]
 _Pair = tuple[_Array, _Array]
@@ -39,13 +42,13 @@ _Factorize = Callable[[jax.Array], Sequence[jax.Array]]
 class Implementation:
     """One implementation of a factorization, at work on the matrix.
 
-    Norms are Frobenius norms; the residual is relative to that of A. `gradient_error` is None where
-    there is nothing to compare: no derivative, a gradient that is not finite, an empty matrix.
+    Norms are Frobenius norms; the residual is relative to that of A. The gradient is "finite" if
+    nothing more can be said: there is no derivative, or rounding hides it, or A is empty.
     """
 
     residual: float
     orthogonality: float
-    gradient_finite: bool
+    gradient: Gradient
     gradient_error: float | None
     value_seconds: float
     gradient_seconds: float
@@ -101,11 +104,11 @@ class _Trial(NamedTuple):
 
     residual: float
     orthogonality: float
-    gradient_finite: bool
+    gradient: Gradient
     gradient_error: float | None
     tolerance: float | None
-    value: Callable[[], object]
-    gradient: Callable[[], object]
+    run: Callable[[], object]
+    run_gradient: Callable[[], object]
 
 
 def measure(a: _Array, progress: Callable[[str], None]) -> Report:
@@ -127,7 +130,8 @@ def measure(a: _Array, progress: Callable[[str], None]) -> Report:
     factorizations = []
     for case in _cases(k, rank, columns, rows):
         progress(case.name)
-        factorizations.append(_factorization(case, a))
+        with np.errstate(all="ignore"):  # what overflows is reported as infinite
+            factorizations.append(_factorization(case, a))
     return Report(
         shape=(a.shape[0], a.shape[1]),
         dtype=str(a.dtype),
@@ -196,7 +200,7 @@ def _factorization(case: _Case, a: _Array) -> Factorization:
     find_differences = functools.cache(functools.partial(_differences, case, a))
     trials = [_trial(case, case.ours, a, find_differences)]
     trials += _peer_trial(case, a, find_differences)
-    seconds = iter(_interleaved_medians([run for t in trials for run in (t.value, t.gradient)]))
+    seconds = iter(_interleaved_medians([run for t in trials for run in (t.run, t.run_gradient)]))
     done = [Implementation(*trial[:4], next(seconds), next(seconds)) for trial in trials]
     return Factorization(
         name=case.name,
@@ -221,23 +225,23 @@ def _peer_trial(case: _Case, a: _Array, find_differences: _FindDifferences) -> l
 def _trial(
     case: _Case, factorize: _Factorize, a: _Array, find_differences: _FindDifferences
 ) -> _Trial:
-    value = functools.partial(_compiled(factorize), jnp.asarray(a))
-    first, second, *permutation = (_double(np.asarray(output)) for output in value())
+    run = functools.partial(_compiled(factorize), jnp.asarray(a))
+    first, second, *permutation = (_double(np.asarray(output)) for output in run())
     factors = _as_qr(case, (first, second))
     columns = tuple(permutation[0].astype(int).tolist()) if permutation else ()
     differences = find_differences(columns)
     weights = _weights(factors, differences)
     arguments = (weight.astype(a.dtype) for weight in _as_qr(case, weights))
-    gradient = functools.partial(_compiled_gradient(factorize), jnp.asarray(a), *arguments)
-    found = _double(np.asarray(gradient()[1]))
-    finite = bool(np.isfinite(found).all())
+    run_gradient = functools.partial(_compiled_gradient(factorize), jnp.asarray(a), *arguments)
+    found = _double(np.asarray(run_gradient()[1]))
     error = None
-    if finite and differences:
+    if differences and np.isfinite(found).all():
         found_in_b = _as_b(case, found.conj(), columns)
         error = _gradient_error(found_in_b, factors, weights, differences)
-    residual, orthogonality = _factor_errors(_as_b(case, _double(a), columns), factors)
     tolerance = _tolerance(a, differences)
-    return _Trial(residual, orthogonality, finite, error, tolerance, value, gradient)
+    verdict = _verdict(found, error, tolerance)
+    errors = _factor_errors(_as_b(case, _double(a), columns), factors)
+    return _Trial(*errors, verdict, error, tolerance, run, run_gradient)
 
 
 def _as_qr(case: _Case, factors: _Pair) -> _Pair:
@@ -306,8 +310,16 @@ def _tolerance(a: _Array, differences: Differences | None) -> float | None:
     """Bound the error by what rounding in the gradient and in the differences explains."""
     if differences is None:
         return None
-    eps = float(np.finfo(a.dtype).eps)
-    return 10 * (max(a.shape) * eps * differences.condition + differences.error)
+    rounding = float(np.finfo(a.dtype).eps) * differences.condition
+    return 30 * rounding + 100 * differences.error
+
+
+def _verdict(gradient: _Array, error: float | None, tolerance: float | None) -> Gradient:
+    if not np.isfinite(gradient).all():
+        return "not finite"
+    if error is None or tolerance is None or tolerance > _HIDDEN_BY_ROUNDING:
+        return "finite"
+    return "right" if error <= tolerance else "wrong"
 
 
 # Numbers.
