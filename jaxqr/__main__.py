@@ -58,13 +58,14 @@ came. The others are still done, and the exit status is 2.
 """
 
 _LEGEND = f"""\
-derivative    exists for qr if the leading min(m, n) columns are independent, for lq
-              if the leading rows are, for pivoted_qr if the rank is full.
-gradient      of a random linear function of both factors. right: central differences
-              in double precision agree as far as rounding allows. finite: nothing
-              to compare with. error: the largest along {DIRECTIONS} random directions.
-value, +grad  median times of the factors, and of that function with its gradient.
-JAX           jnp.linalg.qr (for lq: of the conjugate transpose); for pivoted_qr
+derivative    qr has one where the leading min(m, n) columns are independent, lq
+              where the leading rows are, pivoted_qr where the rank is full.
+gradient      of a random linear function of both factors. right: it agrees with
+              central differences as far as rounding allows. finite: there is
+              nothing to compare it with.
+error         of the gradient, relative: the largest of {DIRECTIONS} random directions.
+value, +grad  median times of the factors; of that function with its gradient.
+JAX           jnp.linalg.qr, for lq of the conjugate transpose; for pivoted_qr
               jax.scipy.linalg.qr(pivoting=True). Timed in turns with jaxqr.
 Norms are Frobenius norms; ranks are numerical ranks in the type given.
 """

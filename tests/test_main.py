@@ -1,0 +1,467 @@
+"""The command line: what it says of real matrices, of broken files and of wrong gradients."""
+
+import json
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.io
+from jax import lax
+from jax.lax import stop_gradient
+
+from jaxqr import __main__ as program
+from jaxqr import _longley, _measure
+from jaxqr.__main__ import main
+from jaxqr._differences import differentiate
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(_measure, "_TIMING_SECONDS", 0.0)
+
+
+@pytest.fixture
+def matrix(tmp_path):
+    def write(name, a):
+        path = tmp_path / f"{name}.mtx"
+        scipy.io.mmwrite(path, np.asarray(a), precision=17)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the program with --json; return exit status, the object and stderr."""
+
+    def run(*arguments):
+        status = main(["--json", *arguments])
+        out, err = capsys.readouterr()
+        return status, json.loads(out, parse_constant=pytest.fail), err
+
+    return run
+
+
+def _random(m, n, dtype="float64", seed=0):
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((m, n)) + 1j * rng.standard_normal((m, n))).astype(dtype)
+
+
+def _real(m, n, seed=0):
+    return np.random.default_rng(seed).standard_normal((m, n))
+
+
+def _by_name(matrix):
+    return {f["name"]: f for f in matrix["factorizations"]}
+
+
+# What it prints.
+
+
+def test_longley_is_the_table_without_a_file(capsys):
+    assert main([]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0] == "Longley: 16 x 7, float64, norm 1.7e+06, condition 4.9e+09"
+    assert lines[1] == "  rank 7 of 7; leading 7 columns: 7, leading 7 rows: 7"
+    assert lines[2] == "  derivative: qr, lq, pivoted_qr"
+    assert [line.split()[:2] for line in lines[5:11:2]] == [
+        ["qr", "jaxqr"],
+        ["lq", "jaxqr"],
+        ["pivoted_qr", "jaxqr"],
+    ]
+    assert all(line.split()[-6] == "right" for line in lines[5:11])
+    assert {len(line) for line in lines[4:11]} == {80}
+    assert max(map(len, lines)) <= 80
+    assert out.isascii()
+    assert err == ""
+
+
+def test_json_has_the_documented_keys_and_no_others(run, capsys):
+    status, printed, err = run()
+    assert (status, err) == (0, "")
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    described = capsys.readouterr().out.partition("--json prints")[2]
+    words = {word.strip(",:") for word in described.split()}
+    assert _keys(printed) <= words
+    assert _keys(printed) == {
+        *("jaxqr", "jax", "platform", "matrices", "errors", "name", "shape", "dtype", "norm"),
+        *("rank", "condition", "leading_columns_rank", "leading_rows_rank", "factorizations"),
+        *("needed", "differentiable", "gradient_tolerance", "residual", "orthogonality"),
+        *("gradient", "gradient_error", "value_seconds", "gradient_seconds"),
+    }
+
+
+def _keys(value):
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    own = set(value) if isinstance(value, dict) else set()
+    return own.union(*map(_keys, items))
+
+
+def test_json_of_longley(run):
+    _, printed, _ = run()
+    (longley,) = printed["matrices"]
+    assert longley["shape"] == [16, 7]
+    assert longley["condition"] == pytest.approx(4.859257e9)
+    for factorization in longley["factorizations"]:
+        for who in ("jaxqr", "jax"):
+            done = factorization[who]
+            assert done["residual"] < 1e-14
+            assert done["orthogonality"] < 1e-13
+            assert done["gradient"] == "right"
+            assert 0 < done["value_seconds"] < 10
+            assert 0 < done["gradient_seconds"] < 10
+    # lq is as ill-conditioned as the rows, which no scaling helps.
+    assert _by_name(longley)["qr"]["jaxqr"]["gradient_error"] < 1e-8
+    assert _by_name(longley)["pivoted_qr"]["jaxqr"]["gradient_error"] < 1e-8
+
+
+def test_wm1_has_a_gradient_with_pivoting_only(run):
+    path = SHARED / "wm1.mtx"
+    if not path.exists():
+        pytest.skip("wm1.mtx is not here")
+    status, printed, _ = run(str(path))
+    (wm1,) = printed["matrices"]
+    assert status == 0
+    assert wm1["shape"] == [207, 277]
+    assert (wm1["rank"], wm1["leading_columns_rank"], wm1["leading_rows_rank"]) == (207, 176, 207)
+    qr, lq, pivoted = (_by_name(wm1)[name] for name in ("qr", "lq", "pivoted_qr"))
+    assert (qr["differentiable"], qr["rank"], qr["needed"]) == (False, 176, 207)
+    assert qr["jaxqr"]["gradient"] == "not finite"
+    assert qr["jax"]["gradient"] == "not finite"
+    for factorization in (lq, pivoted):
+        assert factorization["differentiable"]
+        assert factorization["jaxqr"]["gradient"] == "right"
+        assert factorization["jaxqr"]["gradient_error"] < 1e-8
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "dtype"),
+    [
+        (6, 3, "float32"),
+        (3, 6, "float64"),
+        (4, 4, "complex64"),
+        (6, 3, "complex128"),
+        (3, 6, "complex128"),
+    ],
+)
+def test_right_gradients_are_called_right(run, matrix, m, n, dtype):
+    status, printed, _ = run("--dtype", dtype, matrix("a", _real(m, n)))
+    assert status == 0
+    (measured,) = printed["matrices"]
+    assert measured["dtype"] == dtype
+    eps = np.finfo(dtype).eps
+    for factorization in measured["factorizations"]:
+        done = factorization["jaxqr"]
+        assert done["residual"] < 10 * eps
+        assert done["orthogonality"] < 30 * eps
+        assert done["gradient"] == "right"
+        assert done["gradient_error"] < (1e-9 if eps < 1e-10 else 1e-3)
+
+
+def test_complex_files_are_computed_in_complex128(run, matrix):
+    a = _real(3, 2) + 1j * _real(3, 2, seed=1)
+    _, printed, _ = run(matrix("a", a))
+    (measured,) = printed["matrices"]
+    assert measured["dtype"] == "complex128"
+    assert {f["jaxqr"]["gradient"] for f in measured["factorizations"]} == {"right"}
+
+
+def test_rank_deficient_matrix_has_a_derivative_cut_at_its_rank(run, matrix, capsys):
+    path = matrix("a", _real(6, 2) @ _real(2, 4, seed=1))
+    status, printed, _ = run(path)
+    assert status == 0
+    (measured,) = printed["matrices"]
+    assert (measured["rank"], measured["condition"]) == (2, None)
+    cut = measured["factorizations"][-1]
+    assert [f["differentiable"] for f in measured["factorizations"]] == [False, False, False, True]
+    assert (cut["name"], cut["jax"]) == ("pivoted_qr rank=2", None)
+    assert cut["jaxqr"]["residual"] < 1e-14
+    assert cut["jaxqr"]["gradient"] == "right"
+    main([path])
+    lines = capsys.readouterr().out.splitlines()
+    assert "  derivative: pivoted_qr rank=2" in lines
+    assert "  none for:   qr (rank 2 < 4), lq (rank 2 < 4), pivoted_qr (rank 2 < 4)" in lines
+    assert any(line.split()[:3] == ["rank=2", "JAX", "-"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    "a",
+    [np.zeros((0, 3)), np.zeros((2, 0)), np.zeros((2, 3)), np.full((1, 1), 3.0), 1e200 * np.eye(2)],
+)
+def test_small_and_extreme_matrices(tmp_path, run, a):
+    path = tmp_path / "a.mtx"
+    numbers = "\n".join(map(str, a.T.ravel()))
+    path.write_text(
+        f"%%MatrixMarket matrix array real general\n{a.shape[0]} {a.shape[1]}\n{numbers}"
+    )
+    status, printed, _ = run(str(path))
+    assert status == 0
+    expected = "right" if a.any() else "finite" if a.size == 0 else "not finite"
+    for factorization in printed["matrices"][0]["factorizations"]:
+        assert factorization["jaxqr"]["gradient"] == expected
+        assert factorization["jaxqr"]["residual"] < 1e-15
+
+
+# A check that passes a wrong gradient is none. Faults keep the values and spoil the gradient.
+
+
+def _spoiled(x, where):
+    """x, with a gradient that is a tenth too large there."""
+    return jnp.where(where, 1.1 * x - 0.1 * stop_gradient(x), x)
+
+
+FAULTS = {
+    "all of Q": lambda q, r: (_spoiled(q, True), r),
+    "one column of Q": lambda q, r: (_spoiled(q, _column(q, 0)), r),
+    "all of R": lambda q, r: (q, _spoiled(r, True)),
+    "first row of R": lambda q, r: (q, _spoiled(r, jnp.arange(r.shape[0])[:, None] == 0)),
+    "last column of R": lambda q, r: (
+        q,
+        _spoiled(r, _column(r, -1)),
+    ),
+    "imaginary part of R": lambda q, r: (q, lax.complex(r.real, stop_gradient(r.imag))),
+    "no gradient at all": lambda q, r: (stop_gradient(q), stop_gradient(r)),
+}
+
+
+def _column(r, j):
+    return jnp.arange(r.shape[1])[None] == j % r.shape[1]
+
+
+def _faulty(fault):
+    return lambda a: FAULTS[fault](*jnp.linalg.qr(a))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5)])
+def test_wrong_gradients_are_called_wrong(run, matrix, monkeypatch, fault, shape):
+    monkeypatch.setattr(_measure, "_cases", _only_qr)
+    monkeypatch.setattr(_measure, "qr", _faulty(fault))
+    _, printed, _ = run(matrix("a", _random(*shape, dtype="complex128")))
+    (qr,) = printed["matrices"][0]["factorizations"]
+    assert qr["jaxqr"]["gradient"] == "wrong"
+    assert qr["jaxqr"]["gradient_error"] > 1e-3
+    assert qr["jax"]["gradient"] == "right"
+
+
+@pytest.mark.parametrize("fault", ["all of Q", "all of R"])
+def test_ill_conditioning_hides_no_fault(run, monkeypatch, fault):
+    monkeypatch.setattr(_measure, "_cases", _only_qr)
+    monkeypatch.setattr(_measure, "qr", _faulty(fault))
+    _, printed, _ = run()
+    (qr,) = printed["matrices"][0]["factorizations"]
+    assert qr["jaxqr"]["gradient"] == "wrong"
+
+
+def _only_qr(k, rank, columns, rows):
+    return [_measure._Case("qr", columns, k, False, _measure.qr, jnp.linalg.qr)]
+
+
+def test_nothing_is_claimed_where_rounding_hides_it(run, matrix):
+    a = _real(5, 3)
+    a[:, 2] = a[:, 1] + 1e-5 * a[:, 2]
+    _, printed, _ = run("--dtype", "float32", matrix("a", a))
+    qr = _by_name(printed["matrices"][0])["qr"]
+    assert qr["differentiable"]
+    assert qr["gradient_tolerance"] > 0.1
+    assert qr["jaxqr"]["gradient"] == "finite"
+
+
+def test_what_jax_cannot_do_does_not_stop_us(run, matrix, monkeypatch, capsys):
+    def unavailable(a):
+        raise NotImplementedError("no such algorithm here")
+
+    monkeypatch.setattr(_measure, "_jax_pivoted_qr", unavailable)
+    path = matrix("a", _real(6, 3))
+    status, printed, err = run(path)
+    assert (status, err) == (0, "")
+    pivoted = _by_name(printed["matrices"][0])["pivoted_qr"]
+    assert pivoted["jax"] is None
+    assert pivoted["jaxqr"]["gradient"] == "right"
+    main([path])
+    assert ["JAX", *"------"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_numbers_that_json_cannot_say_are_null(run, matrix, monkeypatch):
+    monkeypatch.setattr(_measure, "_cases", _only_qr)
+    monkeypatch.setattr(_measure, "qr", lambda a: [jnp.nan * x for x in jnp.linalg.qr(a)])
+    _, printed, _ = run(matrix("a", _real(4, 2)))
+    (qr,) = printed["matrices"][0]["factorizations"]
+    assert qr["jaxqr"]["residual"] is None
+    assert qr["jaxqr"]["gradient"] == "not finite"
+
+
+# Files that cannot be read.
+
+
+def test_bad_files_are_told_and_the_others_done(tmp_path, matrix, capsys, run):
+    empty, cut = tmp_path / "empty.mtx", tmp_path / "cut.mtx"
+    empty.touch()
+    cut.write_text("%%MatrixMarket matrix array real general\n2 2\n1\n2\n3\n")
+    good, also_good = matrix("good", _real(6, 3)), matrix("also_good", _real(6, 3, seed=1))
+    missing = tmp_path / "missing.mtx"
+    files = [good, missing, empty, tmp_path, cut, also_good]
+    files = [str(file) for file in files]
+
+    assert main(files) == 2
+    out, err = capsys.readouterr()
+    assert [line.split(": ")[0] for line in out.splitlines() if " x " in line] == [good, also_good]
+    assert err.splitlines() == [
+        f"{missing}:1: expected a readable file, got: no such file or directory",
+        f"{empty}:1: expected a line that begins with %%MatrixMarket, got an empty file",
+        f"{tmp_path}:1: expected a readable file, got: is a directory",
+        f"{cut}:5: expected 4 entries, got the end of the file after 3",
+    ]
+
+    status, printed, json_err = run(*files)
+    assert (status, json_err) == (2, err)
+    assert [m["name"] for m in printed["matrices"]] == [good, also_good]
+    assert [f"{e['file']}:{e['line']}: {e['message']}" for e in printed["errors"]] == (
+        err.splitlines()
+    )
+
+
+def test_only_bad_files_leave_stdout_empty(capsys):
+    assert main(["no such file"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_complex_file_in_a_real_type(matrix, capsys):
+    path = matrix("a", [[1 + 2j]])
+    assert main(["--dtype", "float64", path]) == 2
+    expected = f"{path}:1: expected a field that fits float64, got complex\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_an_odd_file_name_stays_on_one_line(capsys):
+    assert main(["a\nb\x1b[1m\udcff.mtx"]) == 2
+    assert capsys.readouterr().err.startswith(r"a\nb\x1b[1m\udcff.mtx:1: expected")
+
+
+@pytest.mark.parametrize("arguments", [["--dtype", "int8"], ["--loud"]])
+def test_wrong_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage: python -m jaxqr" in capsys.readouterr().err
+
+
+# Manners.
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_for_terminals(matrix, capsys, monkeypatch, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    path = matrix("a", _real(6, 3))
+    assert main([path, "missing.mtx"]) == 2
+    out, err = capsys.readouterr()
+    complaint = "missing.mtx:1: expected a readable file, got: no such file or directory\n"
+    if terminal:
+        assert f"[1/2] {path}: pivoted_qr ..." in err
+        assert "\r\x1b[K" + complaint in err
+        assert err.endswith("\r\x1b[K")
+    else:
+        assert err == complaint
+    assert "\x1b" not in out
+
+
+def test_64_bit_types_are_enabled_only_inside(matrix):
+    before = jnp.zeros(()).dtype, jax.config.jax_enable_x64
+    assert main([matrix("a", _real(6, 3))]) == 0
+    assert (jnp.zeros(()).dtype, jax.config.jax_enable_x64) == before
+
+
+def test_interrupt_ends_without_a_traceback(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "measure", interrupted)
+    assert main([]) == 130
+
+
+def test_a_closed_pipe_ends_it_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "jaxqr"]
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, timeout=120, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_runs_are_timed_in_turns(monkeypatch):
+    order = []
+    medians = _measure._interleaved_medians([lambda: order.append(0), lambda: order.append(1)])
+    assert order == [0, 1] * 3
+    assert len(medians) == 2
+    assert all(median > 0 for median in medians)
+
+
+# The two things that the verdict stands on: differences and data.
+
+
+@pytest.mark.parametrize("condition", [1e0, 1e3, 1e6, 1e9])
+@pytest.mark.parametrize(("m", "n", "k"), [(8, 4, 4), (4, 4, 4), (4, 7, 4), (6, 6, 2), (1, 1, 1)])
+def test_differences_are_the_derivative(m, n, k, condition):
+    """Q' R + Q R' = A', R' upper triangular with a real diagonal, Q^H Q' skew: that is unique."""
+    b = _random(m, n, "complex128")
+    u, _, vh = np.linalg.svd(b[:, :k], full_matrices=False)
+    b[:, :k] = (u * np.geomspace(1, 1 / condition, k)) @ vh
+    found = differentiate(b, k, 2, np.random.default_rng(0))
+    q, r = np.linalg.qr(b[:, :k])
+    signs = np.sign(r.diagonal().real)
+    q = q * signs
+    r = q.conj().T @ b
+    assert found.condition <= 2 * condition * np.sqrt(k)
+    for direction, (dq, dr) in zip(found.directions, found.derivatives, strict=True):
+        size = np.linalg.norm(dq)
+        allowed = 100 * found.error * max(size, 1.0)
+        lengths = found.lengths
+        product = dq @ r[:, :k] + q @ dr[:, :k]
+        assert np.linalg.norm((product - direction[:, :k]) / lengths[:k]) < allowed
+        beyond = dq.conj().T @ b[:, k:] + q.conj().T @ direction[:, k:] - dr[:, k:]
+        assert np.linalg.norm(beyond / lengths[k:]) < allowed
+        assert np.linalg.norm(np.tril(dr, -1) / lengths) < allowed
+        assert np.linalg.norm(dr.diagonal().imag / lengths[:k]) < allowed
+        skew = q.conj().T @ dq
+        assert np.linalg.norm(skew + skew.conj().T) < allowed
+
+
+def test_longley_gives_the_certified_coefficients():
+    rows = [[Fraction(x) for x in row] for row in _longley.DESIGN.tolist()]
+    response = [Fraction(y) for y in _longley.RESPONSE.tolist()]
+    columns = list(zip(*rows, strict=True))
+    gram = [
+        [sum(x * y for x, y in zip(left, right, strict=True)) for right in (*columns, response)]
+        for left in columns
+    ]
+    solution = _solve(gram)
+    np.testing.assert_allclose([float(x) for x in solution], _longley.CERTIFIED, rtol=2e-14)
+
+
+def _solve(augmented):
+    """Gauss and Jordan in exact arithmetic; a Gram matrix needs no pivoting."""
+    size = len(augmented)
+    for i in range(size):
+        pivot = augmented[i][i]
+        augmented[i] = [x / pivot for x in augmented[i]]
+        for j in range(size):
+            if j != i:
+                factor = augmented[j][i]
+                augmented[j] = [
+                    x - factor * y for x, y in zip(augmented[j], augmented[i], strict=True)
+                ]
+    return [row[-1] for row in augmented]
