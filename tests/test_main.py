@@ -178,6 +178,29 @@ def test_complex_files_are_computed_in_complex128(run, matrix):
     assert {f["jaxqr"]["gradient"] for f in measured["factorizations"]} == {"right"}
 
 
+def test_derivatives_follow_the_leading_columns_and_rows(run, matrix):
+    deep, wide = _real(6, 3), _real(3, 6, seed=1)
+    deep[1] = 2 * deep[0]
+    wide[:, 1] = 2 * wide[:, 0]
+    _, printed, _ = run(matrix("deep", deep), matrix("wide", wide))
+    for measured, ranks in zip(printed["matrices"], [(3, 3, 2), (3, 2, 3)], strict=True):
+        rank, columns, rows = ranks
+        found = _by_name(measured)
+        assert (measured["rank"], measured["leading_columns_rank"]) == (rank, columns)
+        assert measured["leading_rows_rank"] == rows
+        assert found["qr"]["differentiable"] == (columns == 3)
+        assert found["lq"]["differentiable"] == (rows == 3)
+        assert found["pivoted_qr"]["jaxqr"]["gradient"] == "right"
+
+
+def test_ranks_are_those_of_the_type(run):
+    _, printed, _ = run("--dtype", "float32")
+    (longley,) = printed["matrices"]
+    assert longley["rank"] == np.linalg.matrix_rank(_longley.DESIGN.astype("float32")) == 6
+    assert longley["factorizations"][-1]["name"] == "pivoted_qr rank=6"
+    assert longley["factorizations"][-1]["jaxqr"]["gradient"] == "right"
+
+
 def test_rank_deficient_matrix_has_a_derivative_cut_at_its_rank(run, matrix, capsys):
     path = matrix("a", _real(6, 2) @ _real(2, 4, seed=1))
     status, printed, _ = run(path)
@@ -254,6 +277,23 @@ def test_wrong_gradients_are_called_wrong(run, matrix, monkeypatch, fault, shape
     assert qr["jaxqr"]["gradient"] == "wrong"
     assert qr["jaxqr"]["gradient_error"] > 1e-3
     assert qr["jax"]["gradient"] == "right"
+
+
+@jax.custom_vjp
+def _conjugating(a):
+    return a
+
+
+_conjugating.defvjp(lambda a: (a, None), lambda _, gradient: (gradient.conj(),))
+
+
+def test_conjugated_gradients_are_called_wrong(run, matrix, monkeypatch):
+    """The trap of complex rules: a gradient that is right along every real direction."""
+    monkeypatch.setattr(_measure, "_cases", _only_qr)
+    monkeypatch.setattr(_measure, "qr", lambda a: jnp.linalg.qr(_conjugating(a)))
+    _, printed, _ = run(matrix("a", _random(5, 3, dtype="complex128")))
+    (qr,) = printed["matrices"][0]["factorizations"]
+    assert qr["jaxqr"]["gradient"] == "wrong"
 
 
 @pytest.mark.parametrize("fault", ["all of Q", "all of R"])
