@@ -123,6 +123,7 @@ def _sources(files: Sequence[str]) -> list[_Source]:
 
 
 def _run(sources: list[_Source], dtype: str | None, as_json: bool) -> int:
+    busy = _busy()
     matrices: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
     for i, source in enumerate(sources):
@@ -143,7 +144,8 @@ def _run(sources: list[_Source], dtype: str | None, as_json: bool) -> int:
     if as_json:
         print(_json({**_versions(), "matrices": matrices, "errors": errors}), flush=True)
     elif matrices:
-        print(_LEGEND + "jaxqr {jaxqr}, JAX {jax}, {platform}".format(**_versions()), flush=True)
+        versions = "jaxqr {jaxqr}, JAX {jax}, {platform}".format(**_versions())
+        print(_LEGEND + versions + busy, flush=True)
     return 2 if errors else 0
 
 
@@ -153,6 +155,15 @@ def _versions() -> dict[str, str]:
         "jax": jax.__version__,
         "platform": jax.default_backend(),
     }
+
+
+def _busy() -> str:
+    """Say so if threads have to wait for a core: times then vary a hundredfold."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    cores = os.cpu_count() or 1
+    if load <= cores:
+        return ""
+    return f"\nThe machine is busy (load {load:.0f} on {cores} cores): times are rough."
 
 
 class _Progress:

@@ -426,6 +426,18 @@ def test_progress_is_for_terminals(matrix, capsys, monkeypatch, terminal):
     assert "\x1b" not in out
 
 
+@pytest.mark.parametrize("load", [0.0, 1e4])
+def test_a_busy_machine_is_pointed_out(matrix, capsys, monkeypatch, load):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load), raising=False)
+    assert main([matrix("a", _real(6, 3))]) == 0
+    *_, before, last = capsys.readouterr().out.splitlines()
+    if load:
+        assert last.startswith("The machine is busy (load 10000 on ")
+        assert before.startswith("jaxqr ")
+    else:
+        assert last.startswith("jaxqr ")
+
+
 def test_64_bit_types_are_enabled_only_inside(matrix):
     before = jnp.zeros(()).dtype, jax.config.jax_enable_x64
     assert main([matrix("a", _real(6, 3))]) == 0
