@@ -115,8 +115,8 @@ def measure(a: _Array, progress: Callable[[str], None]) -> Report:
     """Factor, differentiate, check and time one matrix.
 
     Args:
-        a: the matrix, (m, n), float32, float64, complex64 or complex128. JAX must have its 64-bit
-            types enabled for one of them.
+        a: the matrix, (m, n), float32, float64, complex64 or complex128. With float64 and
+            complex128, JAX must have its 64-bit types enabled.
         progress: called with a few words before each part of the work.
 
     Returns:
