@@ -7,6 +7,7 @@ of its own. (No conjugation is needed either: A^T = Q' R' gives A = R'^T Q'^T.)
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, TypedDict
 
 import jax
@@ -15,14 +16,14 @@ from jax import Array
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
-from jaxqr import _rules
+from jaxqr import _forward, _rules
 from jaxqr._arguments import as_matrices, compute_dtype, one_of, result_dtype
-from jaxqr._autodiff import Arrays, MaybeArrays, forward_mode, reverse_mode
-from jaxqr._forward import householder
+from jaxqr._autodiff import Arrays, MaybeArrays, batch_aware, forward_mode, reverse_mode
+from jaxqr._forward import METHODS
+from jaxqr._forward.batched import MOST_UNROLLED, batch_innermost, suits
 from jaxqr._forward.phases import with_positive_diagonal
 
-Method = Literal["auto", "householder"]
-METHODS = ("auto", "householder")
+Method = Literal["auto", "householder", "batched"]
 _PIVOTING_HELPS = " jaxqr.pivoted_qr takes them in an order of its own."
 
 
@@ -41,11 +42,15 @@ class QR:
 
     mode: str
     positive_diagonal: bool
+    method: str
 
     def forward(self, a: Array) -> Arrays:
         """(q, r), or (r,)."""
-        factors = householder.qr(a, self.mode)
+        factors: Arrays = batch_aware(self._factors)(a)
         return with_positive_diagonal(*factors) if self.positive_diagonal else factors
+
+    def _factors(self, a: Array) -> Arrays:
+        return _forward.qr(a, self.mode, self.method)
 
     def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
         """(q, r): even for wide input, where Y = Q V. Or (a, r): Q is never formed."""
@@ -67,9 +72,21 @@ class QR:
             a, r = residuals
             (r_bar,) = cotangents
             assert r_bar is not None
-            return (_rules.pullback_r(_leading(a), r, None, r_bar),)
+            return (small_or_large(_rules.pullback_r)(_leading(a), r, None, r_bar),)
         q, r = residuals
-        return (_rules.pullback(q, r, None, *cotangents),)
+        return (small_or_large(_rules.pullback)(q, r, None, *cotangents),)
+
+
+def small_or_large(rule: Callable[..., Array]) -> Callable[..., Array]:
+    """A rule that runs with the batch axis innermost where it is given many small matrices."""
+
+    def by_batch(*args: Any) -> Array:
+        if not suits(*args):
+            return rule(*args)
+        out: Array = jax.lax.platform_dependent(*args, cpu=batch_innermost(rule), default=rule)
+        return out
+
+    return batch_aware(by_batch)
 
 
 def _leading(a: Array) -> Array:
@@ -132,12 +149,18 @@ def factorize(
     a = as_matrices(mirror.name, "a", a)
     one_of(mirror.name, "mode", mode, ("reduced", "complete", mirror.triangle))
     one_of(mirror.name, "method", method, METHODS)
+    if method == "batched" and min(a.shape[-2:]) > MOST_UNROLLED:
+        raise ValueError(
+            f"{mirror.name} expects a with at most {MOST_UNROLLED} rows or columns for method "
+            f'"batched", which unrolls them. Got shape {a.shape}; method "auto" takes any.'
+        )
     factors = _factors(
         a,
         mirror=mirror,
         mode="r" if mode == mirror.triangle else mode,
         forward_mode=forward_mode,
         positive_diagonal=positive_diagonal,
+        method=method,
     )
     if check_rank:
         r = mirror.r(factors[-1])  # the mirror image of the mirror image
@@ -148,11 +171,19 @@ def factorize(
     return factors[0] if len(factors) == 1 else mirror.order(*factors)
 
 
-@functools.partial(jax.jit, static_argnames=("mirror", "mode", "forward_mode", "positive_diagonal"))
+@functools.partial(
+    jax.jit, static_argnames=("mirror", "mode", "forward_mode", "positive_diagonal", "method")
+)
 def _factors(
-    a: Array, *, mirror: Mirror, mode: str, forward_mode: bool, positive_diagonal: bool
+    a: Array,
+    *,
+    mirror: Mirror,
+    mode: str,
+    forward_mode: bool,
+    positive_diagonal: bool,
+    method: str,
 ) -> Arrays:
-    *q, r = differentiated(QR(mode, positive_diagonal), forward_mode)(
+    *q, r = differentiated(QR(mode, positive_diagonal, method), forward_mode)(
         mirror.of(a).astype(compute_dtype(a.dtype))
     )
     dtype = result_dtype(a.dtype)

@@ -13,12 +13,12 @@ from jaxqr import _rules
 from jaxqr._arguments import as_matrices, compute_dtype, one_of, result_dtype
 from jaxqr._autodiff import Arrays, MaybeArrays
 from jaxqr._factorization import (
-    METHODS,
     Method,
     Options,
     differentiated,
     first_dependent,
     require_rank,
+    small_or_large,
 )
 from jaxqr._forward import pivoting
 from jaxqr._forward.phases import with_positive_diagonal
@@ -67,7 +67,7 @@ class PivotedQR:
             b_bar = _rules.pullback_r(x, r, y, r_bar)
         else:
             q, r, p, *kept = residuals
-            b_bar = _rules.pullback(q, r, self._beyond(kept, p), *cotangents[:2])
+            b_bar = small_or_large(_rules.pullback)(q, r, self._beyond(kept, p), *cotangents[:2])
         return (take_columns(b_bar, jnp.argsort(p, axis=-1)),)
 
     def _beyond(self, kept: list[Array], p: Array) -> Array | None:
@@ -145,7 +145,7 @@ def pivoted_qr(
     """
     a = as_matrices("pivoted_qr", "a", a)
     one_of("pivoted_qr", "mode", mode, ("reduced", "complete", "r"))
-    one_of("pivoted_qr", "method", method, METHODS)
+    one_of("pivoted_qr", "method", method, ("auto", "householder"))
     if rank is not None:
         _check_rank_argument(rank, mode, a)
     *q, r, p = _factors(

@@ -39,14 +39,17 @@ def qr(
             unique. By default its signs are the algorithm's.
         check_rank: True adds a ``jax.experimental.checkify`` check that names the first column that
             depends on those before it.
-        method: the algorithm: "householder", or "auto", which chooses.
+        method: the algorithm. "householder" is that of ``jnp.linalg.qr``; "batched", for many small
+            matrices of at most 16 columns or rows, is unrolled; "auto" chooses by shape, platform
+            and batch, that of leading axes as well as that of ``vmap``.
 
     Returns:
         ``(q, r)``, or ``r`` in mode "r", in the type of ``a``. Q has orthonormal columns, R is
         upper triangular with a real diagonal.
 
     Raises:
-        ValueError: a has fewer than two axes; an unknown mode or method.
+        ValueError: a has fewer than two axes; an unknown mode or method; a method that cannot take
+            this shape.
         TypeError: a is not an array of numbers.
 
     The derivative is that of Roberts and Roberts (arXiv:2009.10071), eqs. 3 and 9, 10, 21 for wide

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxqr._forward import householder
+from jaxqr._forward.reflectors import reflector, scale_of
 from jaxqr._forward.triangular import adjoint, matmul
 
 
@@ -65,9 +66,7 @@ def _eliminate(a: Array, k: int) -> tuple[Array, Array, Array]:
     computed anew in each step: nothing cancels, and the cost is a quarter of the update's.
     """
     m, n = a.shape
-    largest = jnp.max(jnp.abs(a))
-    # Scaled so that no square over- or underflows.
-    scale = jnp.where(largest == 0, jnp.ones_like(largest), largest)
+    scale = scale_of(a)
     row, column = jnp.arange(m, dtype=jnp.int32), jnp.arange(n, dtype=jnp.int32)
 
     def step(j: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -78,7 +77,7 @@ def _eliminate(a: Array, k: int) -> tuple[Array, Array, Array]:
         a = a.at[:, pivot].set(a[:, j]).at[:, j].set(a[:, pivot])
         p = p.at[pivot].set(p[j]).at[j].set(p[pivot])
 
-        v, tau, beta = _reflector(a[:, j], j, row)
+        v, tau, beta = reflector(a[:, j], j, row)
         inner = matmul(adjoint(v[:, None]), a)
         updated = a - jnp.conj(tau) * v[:, None] * inner
         a = jnp.where((column > j)[None, :], updated, a)
@@ -86,29 +85,11 @@ def _eliminate(a: Array, k: int) -> tuple[Array, Array, Array]:
         return a.at[:, j].set(stored), taus.at[j].set(tau), p
 
     start = (
-        a / scale.astype(a.dtype),
+        a / scale,
         jnp.zeros_like(a[0, :k]),  # "like": under shard_map they vary where a does
         column + jnp.zeros_like(a[0], dtype=jnp.int32),
     )
     a, taus, p = lax.fori_loop(jnp.int32(0), jnp.int32(k), step, start)
     on_or_above = row[:, None] <= column[None, :]
     eliminated = (column < k)[None, :]
-    return jnp.where(on_or_above | ~eliminated, a * scale.astype(a.dtype), a), taus, p
-
-
-def _reflector(x: Array, j: Array, row: Array) -> tuple[Array, Array, Array]:
-    """V, tau and beta with (I - conj(tau) v v^H) x = beta e_j below row j; beta is real.
-
-    As LAPACK's larfg: v_j = 1, and tau = 0 where there is nothing to do.
-    """
-    alpha = x[j]
-    below = jnp.where(row > j, x, 0)
-    rest = jnp.sum(jnp.square(jnp.abs(below)))
-    norm = jnp.sqrt(jnp.square(jnp.abs(alpha)) + rest)
-    beta = jnp.where(alpha.real >= 0, -norm, norm)
-    nothing = (rest == 0) & (alpha.imag == 0)
-    beta = jnp.where(nothing, alpha.real, beta)
-    to = beta.astype(x.dtype)
-    tau = jnp.where(nothing, 0, (to - alpha) / jnp.where(nothing, 1, to))
-    v = jnp.where(nothing, 0, below / jnp.where(nothing, 1, alpha - to))
-    return jnp.where(row == j, 1, v), tau, beta
+    return jnp.where(on_or_above | ~eliminated, a * scale, a), taus, p

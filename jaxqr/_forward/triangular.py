@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jax import Array, lax
 
+_TINY = 8 * 8 * 32  # multiplications
+
 
 def adjoint(x: Array) -> Array:
     """The conjugate transpose of x (..., m, n)."""
@@ -10,7 +12,13 @@ def adjoint(x: Array) -> Array:
 
 
 def matmul(x: Array, y: Array) -> Array:
-    """X Y at full precision: GPUs and TPUs would round float32 to fewer bits by default."""
+    """X Y at full precision: GPUs and TPUs would round float32 to fewer bits by default.
+
+    The product of two tiny matrices is written out, so that XLA can fuse it with its neighbours and
+    put a batch axis where it likes; a batch of them as a dot is a loop over small calls.
+    """
+    if x.ndim == y.ndim == 2 and 0 < x.size * y.shape[1] <= _TINY:
+        return jnp.sum(x[:, :, None] * y[None, :, :], axis=1)
     return jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
 
 

@@ -1,0 +1,34 @@
+"""Householder reflectors, as LAPACK's larfg makes them."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+
+def reflector(x: Array, j: Any, row: Any) -> tuple[Array, Array, Array]:
+    """V, tau and beta with (I - conj(tau) v v^H) x = beta e_j below row j of x (m,); beta is real.
+
+    v is 1 in row j and 0 above; tau = 0 where there is nothing to do. ``row`` is 0, 1, ..., m - 1.
+    """
+    alpha = x[j]
+    below = jnp.where(row > j, x, 0)
+    rest = jnp.sum(_abs2(below))
+    norm = jnp.sqrt(_abs2(alpha) + rest)
+    beta = jnp.where(alpha.real >= 0, -norm, norm)
+    nothing = (rest == 0) & (alpha.imag == 0)
+    beta = jnp.where(nothing, alpha.real, beta)
+    to = beta.astype(x.dtype)
+    tau = jnp.where(nothing, 0, (to - alpha) / jnp.where(nothing, 1, to))
+    v = below * jnp.where(nothing, 0, 1 / jnp.where(nothing, 1, alpha - to))
+    return jnp.where(row == j, 1, v), tau, beta
+
+
+def _abs2(x: Array) -> Array:
+    return jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else jnp.square(x)
+
+
+def scale_of(a: Array) -> Array:
+    """The largest magnitude in a (m, n), or 1: divided by it, no square over- or underflows."""
+    largest = jnp.max(jnp.abs(a))
+    return jnp.where(largest == 0, jnp.ones_like(largest), largest).astype(a.dtype)

@@ -1,0 +1,152 @@
+"""Many small matrices: the unrolled algorithm and the rules with the batch axis innermost."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from numerics import (
+    DTYPES,
+    FACTORIZATIONS,
+    NAMES,
+    as_qr,
+    assert_close,
+    gaussian,
+    inexact,
+    matrix,
+    norm,
+    random_like,
+    tolerance,
+    unpack,
+)
+
+import jaxqr
+
+BATCH = 80
+
+
+def check(name, a, out, tol):
+    b, q, r = as_qr(name, a, *unpack(name, out, False))
+    assert norm(q @ r - b) <= tol * norm(b)
+    eye = np.broadcast_to(np.eye(q.shape[-1]), (*q.shape[:-2], *[q.shape[-1]] * 2))
+    assert norm(np.conj(q.mT) @ q - eye) <= tol * norm(eye)
+    assert np.all(np.tril(r, -1) == 0)
+    assert np.all(np.diagonal(r, axis1=-2, axis2=-1).imag == 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(8, 4), (4, 4), (3, 6), (5, 1), (1, 5)], ids=str)
+def test_factors(shape, dtype):
+    a = jnp.asarray(matrix((BATCH, *shape), dtype))
+    tol = tolerance(dtype, shape, 1)
+    for mode in ("reduced", "complete"):
+        ours = jaxqr.qr(a, mode=mode)
+        theirs = jaxqr.qr(a, mode=mode, method="householder")
+        check("qr", a, ours, tol)
+        assert_close(ours[1], theirs[1], tolerance(dtype, shape))
+    r = jaxqr.qr(a, mode="r")
+    assert_close(r, jaxqr.qr(a, method="batched")[1], tol)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("shape", [(8, 4), (3, 5)], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_those_of_each_matrix(name, shape, dtype):
+    """By leading axes and by vmap, in both wirings; and second derivatives."""
+    a = jnp.asarray(matrix((BATCH, *shape), dtype, cond=3))
+    tol = tolerance(dtype, shape, c=64)
+
+    def loss(a, forward_mode=False):
+        xs = inexact(FACTORIZATIONS[name](a, positive_diagonal=True, forward_mode=forward_mode))
+        weights = random_like([x[0] if x.ndim == 3 else x for x in xs])
+        pairs = zip(weights, xs, strict=True)
+        return sum(jnp.sum(jnp.broadcast_to(w, x.shape) * x).real for w, x in pairs)
+
+    expected = jax.lax.map(jax.grad(loss), a)
+    assert_close(jax.jit(jax.grad(loss))(a), expected, tol)
+    for forward_mode in (False, True):
+        grad = jax.grad(lambda a, f=forward_mode: loss(a, f))
+        assert_close(jax.jit(jax.vmap(grad))(a), expected, tol)
+        assert_close(
+            jax.jit(jax.vmap(jax.vmap(grad)))(a.reshape(2, -1, *shape))[1, -1], expected[-1], tol
+        )
+
+    def slope(a):
+        return jnp.sum(jnp.sin(jax.grad(loss)(a))).real
+
+    assert_close(jax.jit(jax.vmap(jax.grad(slope)))(a), jax.lax.map(jax.grad(slope), a), 8 * tol)
+
+
+def test_the_batch_is_seen_through_vmap():
+    a = jnp.asarray(matrix((BATCH, 8, 4)))
+    for f in (jaxqr.qr, jax.vmap(jaxqr.qr), jax.vmap(lambda a: jaxqr.qr(a, forward_mode=True))):
+        assert "geqrf" not in jax.jit(f).lower(a).compile().as_text()
+    for f in (lambda a: jaxqr.qr(a, method="householder"), lambda a: jaxqr.qr(a[0])):
+        assert "geqrf" in jax.jit(f).lower(a).compile().as_text()
+    pull = jax.jit(jax.vmap(jax.grad(lambda a: jaxqr.qr(a)[0].sum())))
+    assert "trsm" not in pull.lower(a).compile().as_text()
+
+
+def test_a_jacobian_of_one_small_matrix():
+    """vmap maps the cotangents alone: the residuals are not repeated, and nothing breaks."""
+    a = jnp.asarray(matrix((12, 8)))
+    ours = jax.jacrev(lambda a: jaxqr.qr(a))(a)
+    theirs = jax.jacrev(lambda a: tuple(jnp.linalg.qr(a)))(a)
+    assert_close(ours, theirs, tolerance("float64", a.shape, c=64))
+
+
+def test_a_sharded_batch_stays_where_it_is():
+    mesh = Mesh(np.array(jax.devices("cpu")), ("batch",))
+    a = jax.device_put(matrix((512, 8, 4)), NamedSharding(mesh, P("batch")))
+    grad = jax.jit(jax.grad(lambda a: sum(jnp.sum(x) for x in jaxqr.qr(a))))
+    compiled = grad.lower(a).compile()
+    text = compiled.as_text()
+    assert "geqrf" not in text
+    assert "all-gather" not in text
+    assert "all-to-all" not in text
+    assert compiled(a).sharding.is_equivalent_to(a.sharding, 3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_hard_input(dtype):
+    tiny = 1e-30 if dtype == "float32" else 1e-150
+    kinds = [
+        np.zeros((6, 4)),
+        np.ones((6, 4)),
+        np.eye(6, 4),
+        np.triu(gaussian((6, 4))),
+        tiny * gaussian((6, 4)),
+        gaussian((6, 4)) / tiny,
+        gaussian((6, 4)) * np.geomspace(1, 1e-8, 4),
+        np.concatenate([gaussian((6, 2)), np.zeros((6, 2))], axis=1),
+        *(matrix((6, 4), cond=10.0**p) for p in range(0, 16, 3)),
+    ]
+    a = np.stack([kinds[i % len(kinds)] for i in range(BATCH)]).astype(dtype)
+    q, r = (np.asarray(x).astype("float64") for x in jaxqr.qr(a))
+    lapack = [np.asarray(x).astype("float64") for x in jaxqr.qr(a, method="householder")]
+    eps = float(np.finfo(dtype).eps)
+
+    def errors(q, r):
+        scale = np.maximum(np.abs(a).max(axis=(-2, -1)), np.finfo(dtype).tiny).astype("float64")
+        rest = (q @ (r / scale[:, None, None])) - a / scale[:, None, None]
+        gram = np.linalg.norm(q.mT @ q - np.eye(4), axis=(-2, -1))
+        return np.linalg.norm(rest, axis=(-2, -1)), gram
+
+    for ours, theirs in zip(errors(q, r), errors(*lapack), strict=True):
+        assert np.all(ours <= 4 * np.maximum(theirs, 2 * eps))
+
+
+def test_nan_stays_in_its_matrix():
+    a = matrix((BATCH, 5, 3)).copy()
+    a[7, 2, 1] = np.nan
+    r = jaxqr.qr(a, mode="r")
+    bad = np.isnan(np.asarray(r)).any(axis=(1, 2))
+    assert bad[7]
+    assert not bad[:7].any()
+    assert not bad[8:].any()
+
+
+def test_too_many_columns_to_unroll():
+    with pytest.raises(ValueError, match=r'at most 16 rows or columns for method "batched"'):
+        jaxqr.qr(jnp.ones((100, 40, 17)), method="batched")
