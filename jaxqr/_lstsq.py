@@ -107,7 +107,7 @@ def _real_or_complex(
     if 0 in (*batch, m, n, nrhs):
         return jnp.zeros((*batch, n, nrhs), a.dtype)
     solve = functools.partial(_solve, rcond=rcond, forward_mode=forward_mode)
-    if a.ndim == 2 and of_ridge == ():  # one matrix: a batch of b is more columns
+    if a.ndim == 2 and b.ndim > 2 and of_ridge == ():  # one matrix: more b are more columns
         columns = jnp.moveaxis(b, -2, 0).reshape(m, -1)
         x = solve(a, columns, None if ridge is None else ridge[None, None])
         return jnp.moveaxis(x.reshape(n, *batch, nrhs), 0, -2)

@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxqr._autodiff import Arrays, MaybeArrays
+from jaxqr._autodiff import Arrays, MaybeArrays, varying_alike
 from jaxqr._factorization import differentiated
 from jaxqr._forward import least_squares
 from jaxqr._forward.triangular import adjoint, matmul
@@ -82,7 +82,7 @@ def derive(solved: Solved, forward_mode: bool) -> tuple[Array, Array]:
     """(r, x) as functions of A, ridge, f and g; factors and solution count as constants."""
     leaves, structure = jax.tree.flatten(solved)
     function = differentiated(Solution(structure, forward_mode), forward_mode)
-    r, x = function(*leaves)
+    r, x = function(*varying_alike(leaves))
     return r, x
 
 
