@@ -17,17 +17,22 @@ problems whose variables separate", SIAM J. Numer. Anal. 10 (1973),
 
     dM^+ = -M^+ dM M^+  +  M^+ M^+ dM N  +  N dM M^+ M^+        N = I - M M^+
 
-With w(t) = A^+H t, and N t = t - A^H w(t) the part of t in the null space of A, that adds
+With w(t) = A^+H t, and with N t for the part of t in the null space of A, that adds
 
     to A-bar       w(x) (N x-bar)^H + w(xi) (N g)^H
     to d(r, x)     (0, N dA^H w(x)) + M^+ (0, A^+ dA N g)
 
 where terms that vanish along tangents of the manifold of constant rank are left out. For f = b,
-g = 0 this is Golub and Pereyra's derivative of A^+ b.
+g = 0 this is Golub and Pereyra's derivative of A^+ b. N is Hermitian too, and from N = I - A^+ A
+
+    d(N t) = N dt - A^+ dA N t - N dA^H w(t)
+
+so that the pullback of s = N t is t-bar = N s-bar, A-bar = -w(s-bar) s^H - w(t) (N s-bar)^H.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -40,12 +45,15 @@ from jaxqr._forward.triangular import adjoint, matmul
 
 
 class System(NamedTuple):
-    """The augmented system but for its right-hand sides, factored."""
+    """The augmented system but for its right-hand sides, factored.
 
-    a: Array  # (..., m, n)
+    Of tangents and cotangents of a system, any may be None.
+    """
+
+    a: Any  # (..., m, n)
     ridge: Array | None  # (..., 1, 1), real; None is zero
     rcond: Array | None  # None: A has full column rank
-    root: least_squares.Root
+    root: tuple[Any, ...]
     q: Array | None  # None: not kept; computed anew where it is needed, which f != 0 alone does
 
 
@@ -55,8 +63,8 @@ class Solved(NamedTuple):
     system: System
     f: Array | None  # (..., m, nrhs)
     g: Array | None  # (..., n, nrhs)
-    r: Array  # (..., m, nrhs)
-    x: Array  # (..., n, nrhs)
+    r: Any  # (..., m, nrhs)
+    x: Any  # (..., n, nrhs)
 
 
 def solve(
@@ -97,70 +105,124 @@ class Solution:
     structure: Any
     forward_mode: bool
 
-    def _unflatten(self, leaves: MaybeArrays) -> Any:
-        return self.structure.unflatten(leaves)
-
     def forward(self, *args: Array) -> Arrays:
         """(r, x)."""
-        solved = self._unflatten(args)
+        solved = self.structure.unflatten(args)
         return solved.r, solved.x
 
     def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
         """The arguments, but the solution as the function that it is."""
         r, x = outputs
-        return tuple(jax.tree.leaves(self._unflatten(args)._replace(r=r, x=x)))
+        return tuple(jax.tree.leaves(self.structure.unflatten(args)._replace(r=r, x=x)))
 
     def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
         """Cotangents of the arguments; None for the constants."""
-        system, f, g, r, x = self._unflatten(residuals)
+        system, f, g, r, x = self.structure.unflatten(residuals)
         r_bar, x_bar = cotangents
-        rho, xi = self._solve(system, r_bar, x_bar)
-        left, right = [rho, r], [-x, -xi]
+        rho, xi = solve(system, r_bar, x_bar, forward_mode=self.forward_mode)
+        pairs = [(rho, -x), (r, -xi)]
         if system.rcond is not None:
-            for range_of, null_of in ((x, x_bar), (xi, g)):
-                if null_of is not None:
-                    left.append(self._w(system, range_of))
-                    right.append(self._null(system, null_of))
-        a_bar = matmul(jnp.concatenate(left, -1), adjoint(jnp.concatenate(right, -1)))
+            for t, s in ((x, x_bar), (xi, g)):
+                if s is not None:
+                    pairs.append((self._w(system, t), self._null(system, s)))
         ridge_bar = jnp.sum((jnp.conj(xi) * x).real, axis=(-2, -1), keepdims=True)
-        constants = (None,) * len(system.root)
-        bars = (
-            (a_bar, None if system.ridge is None else ridge_bar, None, constants, None),
+        bars = Solved(
+            _cotangent(system, pairs, None if system.ridge is None else ridge_bar),
             None if f is None else rho,
             None if g is None else xi,
-            None,
-            None,
+            r=None,
+            x=None,
         )
-        return tuple(self.structure.flatten_up_to(Solved(System(*bars[0]), *bars[1:])))
+        return tuple(self.structure.flatten_up_to(bars))
 
     def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
         """(dr, dx)."""
-        system, _, g, r, x = self._unflatten(residuals)
-        dot, df, dg, _, _ = self._unflatten(tangents)
-        beyond = None
+        system, _, g, r, x = self.structure.unflatten(residuals)
+        dot, df, dg, _, _ = self.structure.unflatten(tangents)
+        turned = None
         if dot.ridge is not None:
             dg = _sum(dg, dot.ridge.astype(x.dtype) * x)
         if dot.a is not None:
             df = _sum(df, -matmul(dot.a, x))
             dg = _sum(dg, -matmul(adjoint(dot.a), r))
             if system.rcond is not None:
-                beyond = self._null(system, matmul(adjoint(dot.a), self._w(system, x)))
+                turned = self._null(system, matmul(adjoint(dot.a), self._w(system, x)))
                 if g is not None:
-                    _, turned = self._solve(system, matmul(dot.a, self._null(system, g)), None)
-                    dg = dg + turned
-        dr, dx = self._solve(system, df, dg)
-        return dr, dx if beyond is None else dx + beyond
-
-    def _solve(self, system: System, f: Array | None, g: Array | None) -> tuple[Array, Array]:
-        return solve(system, f, g, forward_mode=self.forward_mode)
+                    fitted = matmul(dot.a, self._null(system, g))
+                    dg = dg + solve(system, fitted, None, forward_mode=self.forward_mode)[1]
+        dr, dx = solve(system, df, dg, forward_mode=self.forward_mode)
+        return dr, dx if turned is None else dx + turned
 
     def _w(self, system: System, t: Array) -> Array:
-        """A^+H t."""
-        return self._solve(system, None, t)[0]
+        return _pseudoinverse_adjoint(system, t, self.forward_mode)
 
     def _null(self, system: System, t: Array) -> Array:
-        """The part of t in the null space of A."""
-        return t - matmul(adjoint(system.a), self._w(system, t))
+        return _null_part(system, t, self.forward_mode)
+
+
+@dataclasses.dataclass(frozen=True)
+class NullPart:
+    """N t, with its derivative. Arguments are the leaves of (system, t)."""
+
+    structure: Any
+    forward_mode: bool
+
+    def forward(self, *args: Array) -> Arrays:
+        """(N t,), by the factor and not by A: what is zero must be zero to the last digit."""
+        system, t = self.structure.unflatten(args)
+        _, w = system.root
+        return (t - matmul(w, matmul(adjoint(w), t)),)
+
+    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
+        """The arguments and N t."""
+        return (*args, *outputs)
+
+    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
+        """Cotangents of the arguments; None for the constants."""
+        *args, s = residuals
+        system, t = self.structure.unflatten(args)
+        (s_bar,) = cotangents
+        assert s_bar is not None
+        t_bar = _null_part(system, s_bar, self.forward_mode)
+        pairs = [
+            (_pseudoinverse_adjoint(system, s_bar, self.forward_mode), -s),
+            (_pseudoinverse_adjoint(system, t, self.forward_mode), -t_bar),
+        ]
+        return tuple(self.structure.flatten_up_to((_cotangent(system, pairs, None), t_bar)))
+
+    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
+        """(ds,)."""
+        *args, s = residuals
+        system, t = self.structure.unflatten(args)
+        dot, dt = self.structure.unflatten(tangents)
+        if dot.a is None:
+            return (_null_part(system, dt, self.forward_mode),)
+        w = _pseudoinverse_adjoint(system, t, self.forward_mode)
+        _, fitted = solve(system, matmul(dot.a, s), None, forward_mode=self.forward_mode)
+        inside = _sum(dt, -matmul(adjoint(dot.a), w))
+        return (_null_part(system, inside, self.forward_mode) - fitted,)
+
+
+def _pseudoinverse_adjoint(system: System, t: Array, forward_mode: bool) -> Array:
+    """A^+H t."""
+    return solve(system, None, t, forward_mode=forward_mode)[0]
+
+
+def _null_part(system: System, t: Array, forward_mode: bool) -> Array:
+    """N t."""
+    leaves, structure = jax.tree.flatten((system, t))
+    function = differentiated(NullPart(structure, forward_mode), forward_mode)
+    (s,) = function(*varying_alike(leaves))
+    return cast(Array, s)
+
+
+def _cotangent(
+    system: System, pairs: Sequence[tuple[Array, Array]], ridge_bar: Array | None
+) -> System:
+    """A-bar, the sum of left right^H over the pairs, as one product; and ridge-bar."""
+    left, right = (jnp.concatenate(side, axis=-1) for side in zip(*pairs, strict=True))
+    constants = (None,) * len(system.root)
+    return System(matmul(left, adjoint(right)), ridge_bar, None, constants, None)
 
 
 def _sum(x: Array | None, y: Array) -> Array:

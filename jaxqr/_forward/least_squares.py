@@ -98,9 +98,7 @@ def _solve_adjoint(root: Root, g: Array) -> Array:
     return solve_left(t, matmul(adjoint(w), g))
 
 
-def solve_augmented(
-    root: Root, q: Array, f: Array | None, g: Array | None
-) -> tuple[Array, Array]:
+def solve_augmented(root: Root, q: Array, f: Array | None, g: Array | None) -> tuple[Array, Array]:
     """(r, x) from the right-hand sides f (..., m, nrhs) and g (..., n, nrhs); None is zero.
 
     Björck, "Solving linear least squares problems by Gram-Schmidt orthogonalization" (1967) and
