@@ -20,6 +20,8 @@ def as_matrices(caller: str, name: str, value: ArrayLike) -> Array:
 
 def as_array(caller: str, name: str, value: ArrayLike) -> Array:
     """The argument as a numerical array."""
+    if isinstance(value, Array):  # jnp.asarray would make the residuals a copy of it
+        return value
     try:
         return jnp.asarray(value)
     except TypeError as error:

@@ -20,9 +20,8 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.custom_derivatives import SymbolicZero
+from jax.custom_derivatives import SymbolicZero, zero_from_primal
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -117,7 +116,7 @@ def forward_mode(f: Differentiable) -> Callable[..., Arrays]:
         given = tuple(None if isinstance(t, SymbolicZero) else t for t in tangents)
         dots = iter(_bind(f, f.residuals(primals, outputs), given))
         return outputs, tuple(
-            next(dots) if _is_inexact(out) else np.zeros(out.shape, jax.dtypes.float0)
+            next(dots) if _is_inexact(out) else zero_from_primal(out, symbolic_zeros=True)
             for out in outputs
         )
 

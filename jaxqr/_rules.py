@@ -51,7 +51,7 @@ def copyltu(m: Array) -> Array:
 def _upper_of_twice_hermitian(c: Array) -> Array:
     """The upper triangle of C + C^H with Re(diag C) on the diagonal: W of Lemma 1."""
     k = c.shape[-1]
-    above = jnp.where(_strictly_lower(k).mT, c + adjoint(c), jnp.zeros_like(c))
+    above = jnp.where(_strictly_lower(k).mT, c + adjoint(c), 0)
     return jnp.where(jnp.eye(k, dtype=bool), c.real.astype(c.dtype), above)
 
 

@@ -66,9 +66,8 @@ def _eliminate(a: Array, k: int) -> tuple[Array, Array, Array]:
     """
     m, n = a.shape
     largest = jnp.max(jnp.abs(a))
-    scale = jnp.where(
-        largest == 0, jnp.ones_like(largest), largest
-    )  # no square over- or underflows
+    # Scaled so that no square over- or underflows.
+    scale = jnp.where(largest == 0, jnp.ones_like(largest), largest)
     row, column = jnp.arange(m, dtype=jnp.int32), jnp.arange(n, dtype=jnp.int32)
 
     def step(j: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -86,7 +85,11 @@ def _eliminate(a: Array, k: int) -> tuple[Array, Array, Array]:
         stored = jnp.where(row > j, v, jnp.where(row == j, beta.astype(a.dtype), a[:, j]))
         return a.at[:, j].set(stored), taus.at[j].set(tau), p
 
-    start = (a / scale.astype(a.dtype), jnp.zeros(k, a.dtype), jnp.arange(n, dtype=jnp.int32))
+    start = (
+        a / scale.astype(a.dtype),
+        jnp.zeros_like(a[0, :k]),  # "like": under shard_map they vary where a does
+        column + jnp.zeros_like(a[0], dtype=jnp.int32),
+    )
     a, taus, p = lax.fori_loop(jnp.int32(0), jnp.int32(k), step, start)
     on_or_above = row[:, None] <= column[None, :]
     eliminated = (column < k)[None, :]

@@ -1,0 +1,284 @@
+"""Each derivative rule by itself: structure, finite differences, adjoint identity, and the oracle.
+
+The structure is asserted of the derivatives: dR upper triangular with a real diagonal, Q^H dQ
+skew-Hermitian, dQ R + Q dR = dB. A rule whose dQ and dR are wrong in ways that cancel passes the
+product rule alone.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numerics import (
+    DTYPES,
+    FACTORIZATIONS,
+    NAMES,
+    TRIANGLE,
+    as_qr,
+    assert_close,
+    central_difference,
+    gaussian,
+    inexact,
+    inner,
+    matrix,
+    norm,
+    random_like,
+    tolerance,
+    unpack,
+)
+
+import jaxqr
+from jaxqr import _rules
+
+SHAPES = [(6, 4), (4, 4), (4, 6), (1, 4), (4, 1), (2, 5, 3)]
+DOUBLE = ("float64", "complex128")
+SINGLE = ("float32", "complex64")
+CASES = [
+    *((name, {}, shape, dtype) for name in NAMES for shape in SHAPES for dtype in DOUBLE),
+    *((name, {}, shape, dtype) for name in NAMES for shape in SHAPES[:3:2] for dtype in SINGLE),
+    *(("pivoted_qr", {"rank": 2}, shape, dtype) for shape in SHAPES[:3] for dtype in DTYPES),
+]
+IDS = [
+    "-".join([name, *map(str, options), str(shape), dtype]) for name, options, shape, dtype in CASES
+]
+
+
+def function(name, mode, **options):
+    """The named factorization's inexact outputs, uniquely determined."""
+    mode = TRIANGLE[name] if mode == "alone" else mode
+    return jax.jit(
+        lambda a: inexact(FACTORIZATIONS[name](a, mode=mode, positive_diagonal=True, **options))
+    )
+
+
+@pytest.mark.parametrize(("name", "options", "shape", "dtype"), CASES, ids=IDS)
+def test_rule(name, options, shape, dtype):
+    """Structure and differences of the pushforward; the pullbacks of both wirings its adjoint."""
+    a = jnp.asarray(matrix(shape, dtype))
+    da = random_like(a)
+    tol = tolerance(dtype, shape, c=64)
+    modes = ("reduced", "alone") if options else ("reduced", "complete", "alone")
+    for mode in modes:
+        tangents = check_pushforward(name, mode, options, a, da, tol)
+        for forward_mode in (False, True):
+            f = function(name, mode, forward_mode=forward_mode, **options)
+            out, pullback = jax.vjp(f, a)
+            cotangents = random_like(out)
+            (a_bar,) = pullback(cotangents)
+            assert a_bar.dtype == a.dtype
+            assert a_bar.shape == a.shape
+            scale = norm(a_bar) * norm(da)
+            assert abs(inner(a_bar, da) - inner(cotangents, tangents)) <= tol * scale
+
+
+def check_pushforward(name, mode, options, a, da, tol):
+    alone = mode == "alone"
+    f = jax.jit(
+        lambda a: FACTORIZATIONS[name](
+            a,
+            mode=TRIANGLE[name] if alone else mode,
+            positive_diagonal=True,
+            forward_mode=True,
+            **options,
+        )
+    )
+    out, dout = jax.jvp(f, (a,), (da,))
+    tri, q, p = unpack(name, out, alone)
+    dtri, dq, _ = unpack(name, dout, alone)
+    b, q, r = as_qr(name, a, tri, q, p)
+    db, dq, dr = as_qr(name, da, dtri, dq, p)
+
+    scale = max(norm(dr), norm(dq) if dq is not None else 0)
+    assert np.all(np.tril(dr, -1) == 0)
+    assert np.abs(np.diagonal(dr, axis1=-2, axis2=-1).imag).max(initial=0) <= tol * scale
+    if dq is not None:
+        qh_dq = np.conj(q.mT) @ dq
+        assert norm(qh_dq + np.conj(qh_dq.mT)) <= tol * scale
+        k = r.shape[-2] if options else b.shape[-1]
+        assert norm((dq @ r + q @ dr - db)[..., :k]) <= tol * max(norm(db), scale)
+
+    if a.dtype in (jnp.float64, jnp.complex128):
+        f = function(name, mode, **options)
+        differences = central_difference(f, a, da)
+        for x, dx, approximately in zip(inexact(out), inexact(dout), differences, strict=True):
+            if mode == "complete" and x.shape[-1] == x.shape[-2] and x.shape != r.shape:
+                n = min(a.shape[-2:])
+                dx, approximately = (  # LAPACK turns the complement's frame, the rule does not
+                    projector_difference(name, x, y, n) for y in (dx, approximately)
+                )
+            assert norm(dx - approximately) <= 1e-8 * max(norm(approximately), scale)
+    return inexact(dout)
+
+
+def projector_difference(name, q, dq, n):
+    """Q1's derivative and the derivative of the projector onto Q2's span, gauge-free."""
+    _, q, _ = as_qr(name, np.zeros((1, 1)), np.zeros((1, 1)), q)
+    _, dq, _ = as_qr(name, np.zeros((1, 1)), np.zeros((1, 1)), dq)
+    half = dq[..., n:] @ np.conj(q[..., n:].mT)
+    return np.concatenate([dq[..., :n], half + np.conj(half.mT)], axis=-1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("mode", ["reduced", "r"])
+def test_qr_equals_jax(mode, shape, dtype):
+    a = jnp.asarray(matrix(shape, dtype))
+    theirs, their_pullback = jax.vjp(lambda a: jax.tree.leaves(jnp.linalg.qr(a, mode=mode)), a)
+    ours, our_pullback = jax.vjp(lambda a: jax.tree.leaves(jaxqr.qr(a, mode=mode)), a)
+    bars = random_like(theirs)
+    assert_close(ours, theirs, 0)
+    assert_close(our_pullback(bars), their_pullback(bars), tolerance(dtype, shape, c=64))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_deep_pivoted_qr_equals_jax(dtype):
+    a = jnp.asarray(matrix((6, 4), dtype))
+
+    def theirs(a):
+        q, r, _ = jax.scipy.linalg.qr(a, mode="economic", pivoting=True)
+        return q, r
+
+    bars = random_like(theirs(a))
+    ours = jax.vjp(lambda a: jaxqr.pivoted_qr(a)[:2], a)[1](bars)
+    assert_close(ours, jax.vjp(theirs, a)[1](bars), tolerance(dtype, (6, 4), c=64))
+
+
+# The paper's other form, and its Proposition 3 as printed.
+
+
+def copyltu(m):
+    lower = np.tril(m, -1)
+    return lower + np.conj(lower.mT) + np.diag(np.diag(m).real)
+
+
+def eq_3(q, r, q_bar, r_bar):
+    """A-bar = (Q-bar + Q copyltu(R R-bar^H - Q-bar^H Q)) R^-H."""
+    m = r @ np.conj(r_bar.mT) - np.conj(q_bar.mT) @ q
+    return np.conj(np.linalg.solve(r, np.conj((q_bar + q @ copyltu(m)).mT)).mT)
+
+
+def eq_8(q, r, q_bar, r_bar, *, corrected):
+    """A-bar = Q (R-bar + P_L o (M - M^H) R^-H) + (Q-bar - Q Q^H Q-bar) R^-H, M = R R-bar^H - ...
+
+    In the complex case M needs the correction i Im(diag M) beside P_L o (M - M^H).
+    """
+    m = r @ np.conj(r_bar.mT) - np.conj(q_bar.mT) @ q
+    gap = np.tril(m - np.conj(m.mT), -1)
+    if corrected:
+        gap = gap + 1j * np.diag(np.diag(m).imag)
+    rest = q_bar - q @ (np.conj(q.mT) @ q_bar)
+
+    def times_inverse_adjoint(x):
+        return np.conj(np.linalg.solve(r, np.conj(x.mT)).mT)
+
+    return q @ (r_bar + times_inverse_adjoint(gap)) + times_inverse_adjoint(rest)
+
+
+@pytest.mark.parametrize("dtype", DOUBLE)
+@pytest.mark.parametrize("shape", [(6, 4), (4, 4)], ids=str)
+def test_eq_3_and_eq_8(shape, dtype):
+    a = matrix(shape, dtype)
+    q, r = np.linalg.qr(a)
+    q_bar = gaussian(q.shape, dtype)
+    r_bar = np.triu(gaussian(r.shape, dtype))
+    ours = np.asarray(
+        _rules.pullback(*(jnp.asarray(x) for x in (q, r)), None, *map(jnp.asarray, (q_bar, r_bar)))
+    )
+    tol = tolerance(dtype, shape, c=64)
+    assert_close(ours, eq_3(q, r, q_bar, r_bar), tol)
+    corrected = dtype == "complex128"
+    assert_close(ours, eq_8(q, r, q_bar, r_bar, corrected=corrected), tol)
+    if corrected:
+        uncorrected = eq_8(q, r, q_bar, r_bar, corrected=False)
+        assert norm(ours - uncorrected) > 1e-2 * norm(ours)
+
+
+@pytest.mark.parametrize("dtype", DOUBLE)
+def test_proposition_3_deep_lq(dtype):
+    """A = [X; Y] = [U; V] Q: X-bar = U^-H (Qp + copyltu(M) Q), Y-bar = V-bar Q."""
+    a = matrix((6, 4), dtype)
+    l, q = (np.asarray(x) for x in jaxqr.lq(a))
+    l_bar, q_bar = np.tril(gaussian(l.shape, dtype)), gaussian(q.shape, dtype)
+    u, u_bar, v_bar, y = l[:4], l_bar[:4], l_bar[4:], a[4:]
+    qp = q_bar + np.conj(v_bar.T) @ y
+    m = np.conj(u.T) @ u_bar - qp @ np.conj(q.T)
+    x_bar = np.linalg.solve(np.conj(u.T), qp + copyltu(m) @ q)
+    expected = np.concatenate([x_bar, v_bar @ q])
+    (ours,) = jax.vjp(jaxqr.lq, jnp.asarray(a))[1]((jnp.conj(l_bar), jnp.conj(q_bar)))
+    assert_close(np.conj(ours), expected, tolerance(dtype, (6, 4), c=64))
+
+
+# Complete mode where jax.grad through jnp.linalg.qr is NaN.
+
+
+def already_upper(kind, dtype):
+    a = np.zeros((5, 3), dtype)
+    a[:3] = {
+        "identity": np.eye(3),
+        "zero-padded": matrix((3, 3), dtype),
+        "upper": np.triu(matrix((3, 3), dtype)) + np.eye(3),
+    }[kind]
+    return jnp.asarray(a)
+
+
+@pytest.mark.parametrize("dtype", DOUBLE)
+@pytest.mark.parametrize("kind", ["identity", "zero-padded", "upper"])
+def test_complete_mode_is_finite_and_right(kind, dtype):
+    """Losses of Q2 through the projector onto the complement, I - Q1 Q1^H."""
+    a = already_upper(kind, dtype)
+    weights = jnp.asarray(gaussian((5, 5), dtype))
+
+    def by_complement(a):
+        q, _ = jaxqr.qr(a, mode="complete")
+        return jnp.sum(weights * (q[:, 3:] @ jnp.conj(q[:, 3:].mT))).real
+
+    def by_range(a):
+        q, _ = jaxqr.qr(a)
+        return jnp.sum(weights * (jnp.eye(5, dtype=a.dtype) - q @ jnp.conj(q.mT))).real
+
+    ours = jax.grad(by_complement)(a)
+    assert np.all(np.isfinite(ours))
+    assert_close(ours, jax.grad(by_range)(a), tolerance(dtype, a.shape, c=64))
+    da = random_like(a)
+    slope = central_difference(by_complement, a, da)
+    assert abs(inner(ours, da) - slope) <= 1e-8 * norm(ours) * norm(da)
+
+
+def loss(name, forward_mode, a):
+    """A nonlinear function of all outputs, with fixed random weights."""
+    out = FACTORIZATIONS[name](a, positive_diagonal=True, forward_mode=forward_mode)
+    xs = inexact(out)
+    linear = sum(jnp.sum(w * x).real for w, x in zip(random_like(xs), xs, strict=True))
+    return linear + sum(jnp.sum(jnp.abs(x) ** 4) for x in xs)
+
+
+@pytest.mark.parametrize("dtype", DOUBLE)
+@pytest.mark.parametrize("shape", [(4, 3), (3, 4)], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_higher_orders(name, shape, dtype):
+    """Reverse over reverse by default; forward over reverse and a third order in forward mode."""
+    a = jnp.asarray(matrix(shape, dtype, cond=3))
+    v, w = random_like(a, 5), random_like(a, 6)
+
+    def gradient(a):
+        return jax.grad(functools.partial(loss, name, False))(a)
+
+    def slope(a):  # derivative along v of the gradient's pairing with w
+        return jnp.sum(gradient(a) * w).real
+
+    by_differences = central_difference(jax.jit(gradient), a, v)
+    reverse_over_reverse = jax.jit(jax.grad(slope))(a)
+    scale = norm(by_differences) * norm(w)
+    assert abs(inner(reverse_over_reverse, v) - inner(by_differences, w)) <= 1e-7 * scale
+
+    def hessian_times_v(a):
+        return jax.jvp(jax.grad(functools.partial(loss, name, True)), (a,), (v,))[1]
+
+    second = jax.jit(hessian_times_v)(a)
+    assert norm(second - by_differences) <= 1e-7 * norm(by_differences)
+
+    third = jax.jit(lambda a: jax.jvp(hessian_times_v, (a,), (w,))[1])(a)
+    by_differences = central_difference(jax.jit(hessian_times_v), a, w)
+    assert norm(third - by_differences) <= 1e-6 * norm(by_differences)

@@ -1,0 +1,141 @@
+"""What the compiled program holds: the rule that ran, the work it skips, the residuals it keeps."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numerics import (
+    FACTORIZATIONS,
+    NAMES,
+    TRIANGLE,
+    assert_close,
+    inexact,
+    matrix,
+    random_like,
+    tolerance,
+)
+
+import jaxqr
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+FORMS_Q = re.compile(r"orgqr|ungqr|householder_product|ProductOfElementaryHouseholderReflectors")
+
+
+def value_and_pullback(name, *, alone=False, forward_mode=False, **options):
+    mode = TRIANGLE[name] if alone else "reduced"
+
+    def f(a):
+        return inexact(FACTORIZATIONS[name](a, mode=mode, forward_mode=forward_mode, **options))
+
+    def run(a):
+        out, pullback = jax.vjp(f, a)
+        return out, pullback(random_like(out))
+
+    return jax.jit(run)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(30, 5), (5, 30)], ids=str)
+def test_a_triangle_alone_never_forms_q(name, shape):
+    a = jnp.asarray(matrix(shape))
+    for forward_mode in (False, True):
+        run = value_and_pullback(name, alone=True, forward_mode=forward_mode)
+        assert not FORMS_Q.search(run.lower(a).compile().as_text())
+    assert FORMS_Q.search(value_and_pullback(name).lower(a).compile().as_text())
+
+
+def residual_shapes(f, a):
+    """Shapes of what jax.vjp keeps between the forward and the backward pass, a itself aside."""
+    _, pullback = jax.vjp(f, a)
+    kept = [x for x in jax.tree.leaves(pullback) if isinstance(x, jax.Array) and x is not a]
+    return sorted(x.shape for x in kept if x.ndim >= 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "shape", "kept"),
+    [
+        (lambda a: jaxqr.qr(a), (30, 5), [(5, 5), (30, 5)]),
+        (lambda a: jaxqr.qr(a), (5, 30), [(5, 5), (5, 30)]),
+        (lambda a: jaxqr.qr(a, mode="r"), (30, 5), [(5, 5)]),
+        (lambda a: jaxqr.qr(a, mode="complete"), (30, 5), [(30, 5), (30, 30)]),
+        (lambda a: jaxqr.pivoted_qr(a)[:2], (30, 5), [(5, 5), (30, 5)]),
+        (lambda a: jaxqr.pivoted_qr(a, rank=3)[:2], (30, 5), [(3, 5), (30, 3)]),
+    ],
+    ids=["deep", "wide", "r", "complete", "pivoted", "truncated"],
+)
+def test_residuals(call, shape, kept):
+    """Q and R; A, which is there anyway, only where Y is not Q V or Q is not formed."""
+    assert residual_shapes(call, jnp.asarray(matrix(shape))) == kept
+
+
+def test_zero_cotangents_skip_their_work():
+    a = jnp.asarray(matrix((400, 20)))
+    q, r = jaxqr.qr(a)
+    q_bar, r_bar = random_like((q, r))
+
+    def flops(*bars):
+        def loss(a):
+            pairs = zip(bars, jaxqr.qr(a), strict=True)
+            return sum(jnp.sum(x * bar) for bar, x in pairs if bar is not None)
+
+        return jax.jit(jax.grad(loss)).lower(a).compile().cost_analysis()["flops"]
+
+    both, r_alone = flops(q_bar, r_bar), flops(None, r_bar)
+    product = 2 * 400 * 20 * 20
+    assert r_alone < 1.6 * product
+    assert both > r_alone + product
+
+
+def test_the_rule_ran():
+    """The gradient is not bitwise that of jax.grad through jnp.linalg.qr."""
+    a = jnp.asarray(matrix((40, 40)))
+
+    def gradient(qr):
+        return jax.grad(lambda a: sum(jnp.sum(jnp.sin(x)) for x in qr(a)))(a)
+
+    ours, theirs = gradient(jaxqr.qr), gradient(jnp.linalg.qr)
+    assert_close(ours, theirs, tolerance("float64", a.shape, c=64))
+    assert not np.array_equal(ours, theirs)
+
+
+def test_the_two_wirings_are_what_they_say():
+    a = jnp.asarray(matrix((4, 3)))
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(jaxqr.qr, (a,), (a,))
+    jaxpr = str(jax.make_jaxpr(lambda a: jaxqr.qr(a))(a))
+    assert "custom_vjp_call" in jaxpr
+
+    def tangent(a):
+        return jax.jvp(lambda a: jaxqr.qr(a, forward_mode=True), (a,), (a,))[1]
+
+    assert str(jax.make_jaxpr(tangent)(a)).count("jaxqr_pushforward") == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_lowering(platform, name):
+    """Values and gradients lower for every platform, without MAGMA and without host callbacks."""
+    for shape, dtype, alone in (
+        ((5, 3), "float32", False),
+        ((2, 3, 5), "complex64", False),
+        ((5, 3), "float32", True),
+    ):
+        for forward_mode in (False, True):
+            run = value_and_pullback(name, alone=alone, forward_mode=forward_mode)
+            traced = run.trace(jax.ShapeDtypeStruct(shape, dtype))
+            text = traced.lower(lowering_platforms=(platform,)).as_text()
+            assert "callback" not in text
+            assert platform == "cpu" or not re.search("geqp3|magma|hybrid", text)
+
+
+def test_lq_of_row_major_data_copies_no_more_than_qr_of_the_transpose():
+    a = jnp.asarray(matrix((20, 300)))
+
+    def copies(f, a):
+        text = jax.jit(f).lower(a).compile().as_text()
+        return len(re.findall(r"= f64\[\d+,\d+\]\S* (?:copy|transpose)\(", text))
+
+    of_transpose = copies(lambda a: tuple(x.mT for x in jnp.linalg.qr(a.mT)), a)
+    assert copies(jaxqr.lq, a) <= of_transpose
