@@ -28,11 +28,11 @@ def lstsq(
 
     Args:
         a: (..., m, n), real or complex, of any shape and of any type that :func:`jaxqr.qr` takes.
-        b: right-hand sides: vectors (..., m) where b has one axis, or one axis less than a; matrices
-            (..., m, nrhs) otherwise. The number of axes decides, never their lengths. The batch
-            axes of a and b (and ridge) broadcast against each other. Many right-hand sides of one
-            matrix share one factorization as (m, nrhs), or as a batch (..., m, nrhs) beside a
-            (m, n); under ``vmap`` over b alone they do not.
+        b: right-hand sides: vectors (..., m) where b has one axis, or one axis less than a;
+            matrices (..., m, nrhs) otherwise. The number of axes decides, never their lengths.
+            The batch axes of a and b (and ridge) broadcast against each other. Many right-hand
+            sides of one matrix share its factorization, as (m, nrhs) or as a batch (..., m, nrhs)
+            beside a (m, n); under ``vmap`` over b alone they do not.
         rcond: None assumes that A has full rank, min(m, n); where it has not, the result is not
             finite or has no correct digit. A number >= 0, which may be traced, finds the rank of
             each matrix: the number of diagonal elements of the column-pivoted R with
@@ -193,7 +193,7 @@ def _solve(
         # The shortest solution is the augmented system's r for the matrix A^H and g = b.
         root, q = least_squares.factor(adjoint(a_), ridge_, None)
         r, x = least_squares.solve_augmented(root, q, None, b_)
-        system = System(adjoint(a), ridge, None, root, q)
+        system = System(a, ridge, None, root, q)
         return derive(Solved(system, None, b, r, x), forward_mode)[0]
     keep_q = forward_mode or not deep
     if rcond is None and not keep_q and b.shape[-1] <= a.shape[-1]:

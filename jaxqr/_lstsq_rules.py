@@ -47,10 +47,11 @@ from jaxqr._forward.triangular import adjoint, matmul
 class System(NamedTuple):
     """The augmented system but for its right-hand sides, factored.
 
-    Of tangents and cotangents of a system, any may be None.
+    Where A has full rank and fewer rows than columns, A^H is the system's matrix. Of tangents and
+    cotangents of a system, any field may be None.
     """
 
-    a: Any  # (..., m, n)
+    a: Any
     ridge: Array | None  # (..., 1, 1), real; None is zero
     rcond: Array | None  # None: A has full column rank
     root: tuple[Any, ...]
@@ -67,6 +68,16 @@ class Solved(NamedTuple):
     x: Any  # (..., n, nrhs)
 
 
+def _is_adjoint(system: System) -> bool:
+    rows, columns = system.a.shape[-2:]
+    return system.rcond is None and rows < columns
+
+
+def _matrix(system: System, like_a: Array) -> Array:
+    """A, or its tangent, as the system's matrix or its tangent."""
+    return adjoint(like_a) if _is_adjoint(system) else like_a
+
+
 def solve(
     system: System, f: Array | None, g: Array | None, *, forward_mode: bool
 ) -> tuple[Array, Array]:
@@ -79,10 +90,10 @@ def solve(
 def _solution(system: System, f: Array | None, g: Array | None) -> tuple[Array, Array]:
     q = system.q
     if f is None and g is not None and q is None:
-        return least_squares.solve_augmented_without_q(system.a, system.root, g)
+        return least_squares.solve_augmented_without_q(_matrix(system, system.a), system.root, g)
     root = system.root
     if q is None:
-        root, q = least_squares.factor(system.a, system.ridge, system.rcond)
+        root, q = least_squares.factor(_matrix(system, system.a), system.ridge, system.rcond)
     return least_squares.solve_augmented(root, q, f, g)
 
 
@@ -143,12 +154,13 @@ class Solution:
         if dot.ridge is not None:
             dg = _sum(dg, dot.ridge.astype(x.dtype) * x)
         if dot.a is not None:
-            df = _sum(df, -matmul(dot.a, x))
-            dg = _sum(dg, -matmul(adjoint(dot.a), r))
+            da = _matrix(system, dot.a)
+            df = _sum(df, -matmul(da, x))
+            dg = _sum(dg, -matmul(adjoint(da), r))
             if system.rcond is not None:
-                turned = self._null(system, matmul(adjoint(dot.a), self._w(system, x)))
+                turned = self._null(system, matmul(adjoint(da), self._w(system, x)))
                 if g is not None:
-                    fitted = matmul(dot.a, self._null(system, g))
+                    fitted = matmul(da, self._null(system, g))
                     dg = dg + solve(system, fitted, None, forward_mode=self.forward_mode)[1]
         dr, dx = solve(system, df, dg, forward_mode=self.forward_mode)
         return dr, dx if turned is None else dx + turned
@@ -221,6 +233,8 @@ def _cotangent(
 ) -> System:
     """A-bar, the sum of left right^H over the pairs, as one product; and ridge-bar."""
     left, right = (jnp.concatenate(side, axis=-1) for side in zip(*pairs, strict=True))
+    if _is_adjoint(system):
+        left, right = right, left
     constants = (None,) * len(system.root)
     return System(matmul(left, adjoint(right)), ridge_bar, None, constants, None)
 
