@@ -45,7 +45,7 @@ def system(name):
     if not path.exists():
         pytest.skip(f"{name}.mtx is not there")
     scipy_io = pytest.importorskip("scipy.io")
-    a = scipy_io.mmread(path).toarray().astype(np.float32)
+    a = scipy_io.mmread(path, spmatrix=False).toarray().astype(np.float32)
     a = a.astype(np.float64)
     b = a @ np.ones(a.shape[1]) + gaussian(a.shape[:1])
     b, x_bar = (y.astype(np.float32).astype(np.float64) for y in (b, gaussian(a.shape[1:])))
@@ -62,18 +62,18 @@ def errors(problem, reference, dtype, **options):
         return x, b_bar, a_bar
 
     ours = run(*(jnp.asarray(y.astype(dtype)) for y in problem))
-    return [norm(x - y) / norm(y) for x, y in zip(ours, reference, strict=True)]
+    return [norm(np.asarray(x) - y) / norm(y) for x, y in zip(ours, reference, strict=True)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_harwell_boeing(name, dtype):
     """Errors of the order of eps times the condition, in the solution and in the gradient."""
-    bound = 4 * float(np.finfo(dtype).eps) * CONDITIONS[name]
+    bound = 2 * float(np.finfo(dtype).eps) * CONDITIONS[name]
     of_x, of_b_bar, of_a_bar = errors(*system(name), dtype)
     assert of_x <= bound
     assert of_b_bar <= bound
-    assert of_a_bar <= 2 * bound  # z has the condition twice
+    assert of_a_bar <= bound
 
 
 @pytest.mark.parametrize("name", ["illc1033"])
