@@ -1,0 +1,79 @@
+"""A case: one row of a table, and the arrays that it works on."""
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+
+import numpy as np
+
+# What is computed.
+QR, R_ALONE, LQ, PIVOTED, LSTSQ = "qr", "qr, mode r", "lq", "pivoted_qr", "lstsq"
+# What is timed: the value, value and gradient together, or the pullback alone.
+VALUE, GRADIENT, PULLBACK = "value", "value and gradient", "pullback"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An operation on a matrix of a shape and type, or on the matrix in a file."""
+
+    op: str
+    work: str
+    shape: tuple[int, ...]  # (..., m, n)
+    dtype: str
+    file: str = ""  # a Matrix Market file
+
+    @property
+    def matrix(self) -> str:
+        """How the table names the matrix."""
+        *batch, m, n = self.shape
+        size = f"{m} × {n}"
+        if self.file:
+            return f"{Path(self.file).stem} ({size})"
+        return f"{math.prod(batch)} of {size}" if batch else size
+
+    def __str__(self) -> str:
+        return f"{self.op}, {self.matrix}, {self.dtype}, {self.work}"
+
+
+def inputs(case: Case) -> tuple[np.ndarray, ...]:
+    """What is differentiated: the matrix, and for least squares the right-hand side."""
+    rng = np.random.default_rng(0)
+    a = read_matrix(case.file) if case.file else _normal(rng, case.shape, case.dtype)
+    a = a.astype(case.dtype)
+    return (a, _normal(rng, case.shape[:-1], case.dtype)) if case.op == LSTSQ else (a,)
+
+
+def weights(case: Case) -> tuple[np.ndarray, ...]:
+    """The loss is Re sum(w conj(output)) over the outputs: so its gradient needs all of each."""
+    rng = np.random.default_rng(1)
+    return tuple(_normal(rng, shape, case.dtype) for shape in _output_shapes(case))
+
+
+def _output_shapes(case: Case) -> list[tuple[int, ...]]:
+    *batch, m, n = case.shape
+    k = min(m, n)
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        QR: [(m, k), (k, n)],
+        R_ALONE: [(k, n)],
+        LQ: [(m, k), (k, n)],
+        PIVOTED: [(m, k), (k, n)],
+        LSTSQ: [(n,)],
+    }
+    return [(*batch, *shape) for shape in shapes[case.op]]
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    x = rng.standard_normal(shape)
+    if dtype.startswith("complex"):
+        x = x + 1j * rng.standard_normal(shape)
+    return x.astype(dtype)
+
+
+@functools.cache
+def read_matrix(path: str) -> np.ndarray:
+    """The dense matrix in a Matrix Market file."""
+    from scipy.io import mmread
+
+    matrix = mmread(path)
+    return np.asarray(matrix.todense() if hasattr(matrix, "todense") else matrix)

@@ -1,0 +1,248 @@
+"""The benchmark's own parts: that it compares fairly, reports what it measured, and runs."""
+
+import contextlib
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxqr
+from bench.__main__ import main, run
+from bench.case import (
+    GRADIENT,
+    LQ,
+    LSTSQ,
+    PIVOTED,
+    PULLBACK,
+    QR,
+    R_ALONE,
+    VALUE,
+    Case,
+    inputs,
+    weights,
+)
+from bench.contestants import (
+    JAX,
+    JAXQR,
+    LINEAX_AUTO,
+    LINEAX_QR,
+    TENSORFLOW,
+    TORCH,
+    InJax,
+    Unsupported,
+    absent,
+)
+from bench.eq8 import pullback_eq8
+from bench.equations import factorization, pullback_eq3
+from bench.measure import SECONDS, Row, operations, residual_bytes, seconds
+from bench.report import report
+from bench.results import Result, load, save
+from bench.suites import EFFORTS, SUITES
+from bench.timing import Effort, interleave, ratio, spread
+
+TINY = EFFORTS["tiny"]
+
+
+@pytest.fixture(autouse=True)
+def _double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+def _normal(seed, shape, dtype):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(shape)
+    if np.issubdtype(dtype, np.complexfloating):
+        x = x + 1j * rng.standard_normal(shape)
+    return jnp.asarray(x, dtype)
+
+
+def _close(x, y):
+    x, y = (np.asarray(z.detach() if hasattr(z, "detach") else z) for z in (x, y))
+    return np.abs(x - y).max() < 1e-12
+
+
+# --- Eq. 8
+
+
+@pytest.mark.parametrize("shape", [(7, 4), (5, 5), (3, 6, 4)])
+@pytest.mark.parametrize(
+    ("dtype", "corrected", "right"),
+    [
+        (np.float64, False, True),
+        (np.float64, True, True),
+        (np.complex128, False, False),
+        (np.complex128, True, True),
+    ],
+)
+def test_eq8_is_the_pullback_for_real_input_and_with_its_correction(shape, dtype, corrected, right):
+    (q, r), vjp = jax.vjp(jaxqr.qr, _normal(0, shape, dtype))
+    q_bar, r_bar = _normal(1, q.shape, dtype), _normal(2, r.shape, dtype)
+    expected = jnp.conj(vjp((jnp.conj(q_bar), jnp.conj(r_bar)))[0])
+    found = pullback_eq8(q, r, q_bar, r_bar, corrected)
+    assert _close(found, expected) == right
+
+
+@pytest.mark.parametrize("pullback", [pullback_eq3, pullback_eq8])
+@pytest.mark.parametrize("dtype", [np.float64, np.complex128])
+def test_both_equations_give_the_gradient_of_wide_qr(pullback, dtype):
+    a = _normal(0, (4, 7), dtype)
+    cotangents = _normal(1, (4, 4), dtype), _normal(2, (4, 7), dtype)
+    found = jax.vjp(factorization(pullback), a)[1](cotangents)[0]
+    assert _close(found, jax.vjp(jaxqr.qr, a)[1](cotangents)[0])
+    a = a.at[:, 1].set(a[:, 0])  # the leading block is singular
+    found = jax.vjp(factorization(pullback, pivoting=True), a)[1](cotangents)[0]
+    expected = jax.vjp(lambda a: jaxqr.pivoted_qr(a)[:2], a)[1](cotangents)[0]
+    assert _close(found, expected)
+
+
+# --- Timing
+
+
+def test_contestants_take_turns():
+    turns = []
+    calls = {name: lambda name=name: turns.append(name) for name in "abc"}
+    samples = interleave(calls, Effort(total=1.0, sample=0.0, rounds=(4, 4)))
+    assert {name: len(s) for name, s in samples.items()} == {"a": 4, "b": 4, "c": 4}
+    assert turns[-12:] == list("abc") * 4
+
+
+def test_short_calls_are_repeated_within_a_sample():
+    count = itertools.count()
+    effort = Effort(total=0.0, sample=1e-4, rounds=(1, 1))
+    (sample,) = interleave({"a": lambda: next(count)}, effort)["a"]
+    assert next(count) > 10
+    assert sample < 1e-4  # of one call
+
+
+def test_rounds_follow_the_time_there_is():
+    def rounds(total):
+        return len(interleave({"a": lambda: None}, Effort(total, 1e-3, (2, 50)))["a"])
+
+    assert rounds(0.0) == 2
+    assert rounds(1e9) == 50
+
+
+def test_medians_quartiles_and_paired_ratios():
+    found = spread([3.0, 1.0, 2.0, 5.0, 4.0])
+    assert (found.low, found.median, found.high) == (2.0, 3.0, 4.0)
+    # Paired: the second round was slow for both, and says nothing of the ratio.
+    assert ratio([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]).median == 2.0
+    assert ratio([1.0], [0.0]) is None
+
+
+# --- What is measured
+
+
+@pytest.mark.parametrize("op", [QR, R_ALONE, LQ, PIVOTED, LSTSQ])
+def test_contestants_do_the_same_work(op):
+    """The same loss and the same gradient, from whoever is installed and has the operation."""
+    case, found = Case(op, GRADIENT, (6, 4), "float64"), {}
+    for contestant in (JAXQR, JAX, LINEAX_QR, LINEAX_AUTO, TORCH, TENSORFLOW):
+        if not absent(contestant.name):
+            with contextlib.suppress(Unsupported):
+                found[contestant.name] = jax.tree.leaves(contestant.prepare(case)())
+    first = found.pop("JAX")
+    assert all(_close(x, y) for other in found.values() for x, y in zip(first, other, strict=True))
+
+
+def test_pullback_is_timed_alone():
+    case = Case(QR, PULLBACK, (6, 4), "float64")
+    work, args = JAXQR.program(case)
+    (found,) = work(*args)
+    (expected,) = jax.vjp(jaxqr.qr, *inputs(case))[1](weights(case))
+    assert _close(found, expected)
+    assert " qr" not in str(jax.make_jaxpr(work)(*args))
+
+
+def test_a_contestant_that_fails_is_a_result():
+    def refuses(case):
+        raise Unsupported("not today")
+
+    def breaks(case):
+        raise ValueError("first line\nsecond line")
+
+    case = Case(QR, VALUE, (4, 3), "float32")
+    row = seconds(case, [JAXQR, InJax("x", refuses), InJax("y", breaks)], TINY)
+    assert list(row.results) == ["jaxqr"]
+    assert row.failures == {"x": "not today", "y": "ValueError: first line"}
+
+
+def test_residuals_are_the_factors():
+    assert residual_bytes(JAXQR, Case(QR, GRADIENT, (6, 4), "float32")) == 4 * (6 * 4 + 4 * 4)
+
+
+def test_operations_of_a_square_matrix():
+    n = 12
+    assert operations(Case(R_ALONE, VALUE, (n, n), "float32")) == pytest.approx(4 / 3 * n**3)
+    assert operations(Case(QR, VALUE, (n, n), "float32")) == pytest.approx(8 / 3 * n**3)
+    assert operations(Case(QR, VALUE, (5, n, n), "float32")) == pytest.approx(40 / 3 * n**3)
+
+
+# --- The report
+
+
+def test_report_says_what_was_measured():
+    times = {"jaxqr": {SECONDS: [1e-3, 1e-3]}, "JAX": {SECONDS: [2e-3, 4e-3]}}
+    rows = [
+        Row(Case(QR, GRADIENT, (10000, 8, 4), "float32"), times),
+        Row(Case(QR, GRADIENT, (9, 9), "float32"), times, {"torch": "has a cold"}),
+    ]
+    machine = {"processor": "abacus"}
+    text = report([Result("shapes", "full", 90.0, machine, {}, {"tf": "tensorflow"}, rows)])
+    assert "abacus" in text
+    assert "tf is left out" in text
+    assert "has a cold" in text
+    assert "| qr | value and gradient | float32 | all | **3.00** (3.00; 2) | JAX 2" in text
+    assert "**3.00** (3.00; 1) | JAX 5 |" in text  # the small batch by itself
+    assert "| 10000 of 8 × 4 | float32 | 1.00 | 3.00 | **3.00** (2.50 – 3.50) |" in text
+
+
+def test_results_are_saved_without_the_folder_of_the_file(tmp_path):
+    case = Case(QR, VALUE, (3, 4), "float64", "/some/where/x.mtx")
+    result = Result("pivoted", "tiny", 1.0, {}, {}, {}, [Row(case, {"jaxqr": {SECONDS: [0.5]}})])
+    save(result, tmp_path / "r.json")
+    assert "some" not in (tmp_path / "r.json").read_text()
+    read = load(tmp_path / "r.json")
+    assert read.rows[0].case == dataclasses.replace(case, file="x.mtx")
+    assert read.rows[0].results == result.rows[0].results
+
+
+# --- All of it
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.name)
+def test_every_suite_runs(suite, tmp_path):
+    """On the last of its own cases for each operation, which has a derivative to take."""
+    of_each = {case.op: case for case in suite.cases("tiny", ())}
+    few = dataclasses.replace(suite, cases=lambda size, files: list(of_each.values()))
+    result = run(few, "tiny")
+    assert len(result.rows) == len(of_each)
+    for row in result.rows:
+        if row.case.op != LSTSQ or hasattr(jaxqr, "lstsq"):
+            assert suite.base in row.results, row.failures
+    save(result, tmp_path / "result.json")
+    assert suite.title in report([load(tmp_path / "result.json")])
+
+    pytest.importorskip("matplotlib", reason="the plots need matplotlib")
+    from bench.plots import draw
+
+    draw(suite, result, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 0
+
+
+def test_command_takes_a_file_and_writes_everything(tmp_path, capsys):
+    pytest.importorskip("scipy")
+    a = _normal(3, (3, 5), np.float64).at[:, 1].set(0)
+    entries = "\n".join(str(float(x)) for x in a.T.ravel())
+    matrix = tmp_path / "wm1.mtx"
+    matrix.write_text(f"%%MatrixMarket matrix array real general\n3 5\n{entries}\n")
+    out = tmp_path / "out"
+    assert main(["equations", "--tiny", "--matrix", str(matrix), "--out", str(out)]) == 0
+    text = (out / "README.md").read_text()
+    assert "| wm1 (3 × 5) | pullback | 4.55 | 11.67 | 2.56 |" in text
+    assert str(tmp_path) not in text
+    assert "pivoted_qr, wm1" in capsys.readouterr().err
