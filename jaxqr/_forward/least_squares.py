@@ -74,7 +74,7 @@ def _rank_revealing(a: Array, rcond: Array) -> tuple[Root, Array]:
     diagonal = jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
     # Not "diagonal > ...": what is not a number must not be dropped but be seen.
     keep = ~(diagonal <= rcond * diagonal[..., :1])
-    z, t = householder.qr(adjoint(jnp.where(keep[..., :, None], r, 0)), "reduced")
+    z, t = householder.qr(adjoint(r), "reduced")  # up to the rank, what lies beyond plays no part
     columns = keep[..., None, :]
     t = jnp.where(columns, t, jnp.eye(k, dtype=t.dtype))
     w = jnp.where(columns, z, 0)
