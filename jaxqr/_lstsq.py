@@ -75,9 +75,9 @@ def lstsq(
     >>> b = jnp.array([0.0, 1.0, 5.0])
     >>> print(np.asarray(jaxqr.lstsq(a, b)).round(4))
     [-0.5  2.5]
-    >>> slope = lambda b: jaxqr.lstsq(a, b)[1]
-    >>> print(np.asarray(jax.grad(slope)(b)).round(4))
-    [-0.5  0.   0.5]
+    >>> intercept = lambda b: jaxqr.lstsq(a, b)[0]
+    >>> print(np.asarray(jax.grad(intercept)(b)).round(4))
+    [ 0.8333  0.3333 -0.1667]
     >>> twice = jnp.concatenate([a, a], axis=1)  # rank 2 of 4
     >>> print(np.asarray(jaxqr.lstsq(twice, b, rcond=1e-5)).round(4))
     [-0.25  1.25 -0.25  1.25]
