@@ -114,14 +114,11 @@ def constants_of(system, *rest):
     return jax.tree.leaves((marks, *rest))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@COMPLEX
 @pytest.mark.parametrize(("f", "g"), [(True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("kind", ["full", "ridge", "deficient"])
 def test_pullback_is_the_adjoint_of_the_pushforward(kind, f, g, dtype):
-    problem = solved(kind, f, g, "complex128" if "complex" in dtype else "float64")
-    if dtype in ("float32", "complex64"):
-        low = {"float64": "float32", "complex128": "complex64"}
-        problem = jax.tree.map(lambda x: x.astype(low[str(x.dtype)]), problem)
+    problem = solved(kind, f, g, dtype)
     given = [None if h is None else False for h in (problem.f, problem.g)]
     constants = constants_of(problem.system, *given, True, True)
     rule = rules.Solution(jax.tree.structure(problem), True)
@@ -156,7 +153,7 @@ def test_null_part(dtype):
 
 CASES = [(shape, rank, "rcond") for shape in SHAPES for rank in (1, 3, 4)]
 CASES += [(shape, 4, "full") for shape in SHAPES]
-CASES += [(shape, rank, "ridge") for shape in SHAPES for rank in (2, 4)]
+CASES += [(shape, 2, "ridge") for shape in SHAPES]
 OPTIONS = {"full": {}, "rcond": {"rcond": RCOND}, "ridge": {"ridge": 0.2}}
 
 
