@@ -63,6 +63,20 @@ def _is_inexact(x: Array) -> bool:
     return bool(jnp.issubdtype(x.dtype, jnp.inexact))
 
 
+def varying_alike(xs: Sequence[Array]) -> list[Array]:
+    """The arrays, each varying over all the axes of a ``shard_map`` over which one of them does.
+
+    A function of several arguments needs it: the cotangent of an argument that is the same on all
+    devices is a sum over them, which JAX takes where the argument is made to vary.
+    """
+    zeros = [jnp.zeros_like(x, dtype=bool, shape=()) for x in xs]
+    varying = functools.reduce(jnp.logical_or, zeros)
+    return [
+        x if jax.typeof(zero) == jax.typeof(varying) else x + varying.astype(x.dtype)
+        for x, zero in zip(xs, zeros, strict=True)
+    ]
+
+
 @functools.cache
 def reverse_mode(f: Differentiable) -> Callable[..., Arrays]:
     """F as a ``jax.custom_vjp``. Residuals are functions of inputs and outputs alone.
