@@ -24,7 +24,7 @@ def as_array(caller: str, name: str, value: ArrayLike) -> Array:
         return value
     try:
         return jnp.asarray(value)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         kind = type(value).__name__
         raise TypeError(
             f"{caller} expects {name} to be an array of numbers. Got {kind}. {error}"

@@ -124,38 +124,6 @@ def forward_mode(f: Differentiable) -> Callable[..., Arrays]:
     return wrapped
 
 
-def batch_aware(f: Callable[..., Any]) -> Callable[..., Any]:
-    """F, which maps over leading axes by itself, told by them of the batch that vmap adds.
-
-    Where vmap maps all arrays, ``f`` gets the new axis as a leading one, and can choose its
-    algorithm by the size of the batch; where it maps some, it maps ``f`` as usual. Derivatives are
-    those of ``f`` as written: ``jax.custom_batching.custom_vmap`` has none of its own in reverse.
-    """
-
-    @jax.custom_batching.custom_vmap
-    def mapped(*args: Any) -> Any:
-        return f(*args)
-
-    @mapped.def_vmap
-    def rule(axis_size: int, in_batched: Any, *args: Any) -> tuple[Any, Any]:
-        if all(jax.tree.leaves(in_batched)):
-            out = mapped(*args)
-        else:
-            axes = jax.tree.map(lambda batched: 0 if batched else None, tuple(in_batched))
-            out = jax.vmap(f, in_axes=axes, axis_size=axis_size)(*args)
-        return out, jax.tree.map(lambda _: True, out)
-
-    @jax.custom_jvp
-    def wrapped(*args: Any) -> Any:
-        return mapped(*args)
-
-    @wrapped.defjvp
-    def jvp(primals: Any, tangents: Any) -> Any:
-        return jax.jvp(f, primals, tangents)
-
-    return wrapped
-
-
 # The primitive. Operands: the residuals, then the tangents that are not zero. Parameters: the
 # rule, and which tangents there are. It is linear in the tangents jointly.
 

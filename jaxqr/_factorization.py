@@ -7,7 +7,6 @@ of its own. (No conjugation is needed either: A^T = Q' R' gives A = R'^T Q'^T.)
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, Literal, TypedDict
 
 import jax
@@ -18,9 +17,10 @@ from jax.typing import ArrayLike
 
 from jaxqr import _forward, _rules
 from jaxqr._arguments import as_matrices, compute_dtype, one_of, result_dtype
-from jaxqr._autodiff import Arrays, MaybeArrays, batch_aware, forward_mode, reverse_mode
+from jaxqr._autodiff import Arrays, MaybeArrays, forward_mode, reverse_mode
+from jaxqr._batching import small_or_large
 from jaxqr._forward import METHODS
-from jaxqr._forward.batched import MOST_UNROLLED, batch_innermost, suits
+from jaxqr._forward.batched import MOST_UNROLLED
 from jaxqr._forward.phases import with_positive_diagonal
 
 Method = Literal["auto", "householder", "batched"]
@@ -46,11 +46,8 @@ class QR:
 
     def forward(self, a: Array) -> Arrays:
         """(q, r), or (r,)."""
-        factors: Arrays = batch_aware(self._factors)(a)
+        factors = _forward.qr(a, self.mode, self.method)
         return with_positive_diagonal(*factors) if self.positive_diagonal else factors
-
-    def _factors(self, a: Array) -> Arrays:
-        return _forward.qr(a, self.mode, self.method)
 
     def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
         """(q, r): even for wide input, where Y = Q V. Or (a, r): Q is never formed."""
@@ -75,18 +72,6 @@ class QR:
             return (small_or_large(_rules.pullback_r)(_leading(a), r, None, r_bar),)
         q, r = residuals
         return (small_or_large(_rules.pullback)(q, r, None, *cotangents),)
-
-
-def small_or_large(rule: Callable[..., Array]) -> Callable[..., Array]:
-    """A rule that runs with the batch axis innermost where it is given many small matrices."""
-
-    def by_batch(*args: Any) -> Array:
-        if not suits(*args):
-            return rule(*args)
-        out: Array = jax.lax.platform_dependent(*args, cpu=batch_innermost(rule), default=rule)
-        return out
-
-    return batch_aware(by_batch)
 
 
 def _leading(a: Array) -> Array:

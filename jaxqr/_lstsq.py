@@ -54,8 +54,8 @@ def lstsq(
         TypeError: an argument is not an array of numbers; rcond or ridge is complex.
 
     All of it is done by orthogonal factorization, the ridge by that of [A; sqrt(ridge) I]. Deep
-    and square A (m >= n): the triangular factor of [A | b] holds that of A, U, and Q^H b, so Q is
-    never formed: 2 m n^2 operations. Wide A: the LQ factorization. With rcond: column-pivoted QR
+    and square A (m >= n): the reflectors that make A triangular are applied to b as they are, so Q
+    is never formed: 2 m n^2 operations. Wide A: the LQ factorization. With rcond: column-pivoted QR
     and a complete orthogonal decomposition, two to three times that.
 
     The derivative is that of G. H. Golub and V. Pereyra, "The differentiation of pseudo-inverses

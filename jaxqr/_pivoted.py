@@ -12,13 +12,13 @@ from jax.typing import ArrayLike
 from jaxqr import _rules
 from jaxqr._arguments import as_matrices, compute_dtype, one_of, result_dtype
 from jaxqr._autodiff import Arrays, MaybeArrays
+from jaxqr._batching import small_or_large
 from jaxqr._factorization import (
     Method,
     Options,
     differentiated,
     first_dependent,
     require_rank,
-    small_or_large,
 )
 from jaxqr._forward import pivoting
 from jaxqr._forward.phases import with_positive_diagonal

@@ -1,58 +1,19 @@
-"""Many small matrices at once: the batch axis innermost, columns unrolled.
-
-A loop over the batch inside LAPACK spends its time on calls. With the batch axis innermost, what is
-done to one number of one matrix is done to the same number of all of them by vector instructions,
-and as it is elementwise along the batch, a sharded batch stays where it is.
-"""
-
-import math
-from collections.abc import Callable
-from typing import Any
+"""Householder QR of many small matrices at once: columns unrolled, the batch axis innermost."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxqr._batching import innermost
 from jaxqr._forward.reflectors import reflector, scale_of
 
-# Measured on a CPU (bench/results, suite shapes): unrolling gains up to eight columns, and costs
-# seconds of compile time beyond sixteen.
-LEAST_BATCH = 64
-MOST_COLUMNS = 8
-MOST_UNROLLED = 16
-MOST_ROWS = 32
-
-
-def suits(*arrays: Any) -> bool:
-    """Whether these arrays (..., rows, columns) are many small matrices."""
-    return all(
-        math.prod(x.shape[:-2]) >= LEAST_BATCH
-        and max(x.shape[-2:]) <= MOST_ROWS
-        and 0 < min(x.shape[-2:]) <= MOST_COLUMNS
-        for x in jax.tree.leaves(arrays)
-    )
-
-
-def _innermost(x: Array) -> Array:
-    """(..., rows, columns) as (rows, columns, batch)."""
-    return jnp.moveaxis(x.reshape(-1, *x.shape[-2:]), 0, -1)
-
-
-def batch_innermost(f: Callable[..., Array]) -> Callable[..., Array]:
-    """F, a function of matrices, mapped over leading axes that all arguments share."""
-
-    def mapped(*args: Any) -> Array:
-        batch = jax.tree.leaves(args)[0].shape[:-2]
-        out: Array = jax.vmap(f, in_axes=-1, out_axes=-1)(*jax.tree.map(_innermost, args))
-        return jnp.moveaxis(out, -1, 0).reshape(*batch, *out.shape[:-1])
-
-    return mapped
+MOST_UNROLLED = 16  # rows or columns: beyond, compiling takes seconds
 
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:
     """(q, r), or (r,) in mode "r", of a (..., m, n)."""
-    factors = jax.vmap(lambda x: _unrolled_qr(x, mode), in_axes=-1, out_axes=-1)(_innermost(a))
+    factors = jax.vmap(lambda x: _unrolled_qr(x, mode), in_axes=-1, out_axes=-1)(innermost(a))
     return tuple(_from_columns(columns, a.shape[:-2]) for columns in factors)
 
 

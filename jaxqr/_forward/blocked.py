@@ -14,7 +14,6 @@ from jax import Array
 from jaxqr._forward.triangular import adjoint, matmul, solve_left
 
 _BLOCK = 64
-_UNROLLED = 8
 
 
 def _half(k: int) -> int:
@@ -121,19 +120,4 @@ class Inverted(NamedTuple):
 
 
 def _inverse(u: Array) -> Array:
-    k = u.shape[-1]
-    if u.ndim == 2 and 0 < k <= _UNROLLED:
-        return _unrolled_inverse(u)
     return solve_left(u, jnp.broadcast_to(jnp.eye(u.shape[-1], dtype=u.dtype), u.shape))
-
-
-def _unrolled_inverse(u: Array) -> Array:
-    """Row by row from the last: U is so small that the solve is best fused with what is around."""
-    k = u.shape[-1]
-    rows: list[Array] = [u[0]] * k
-    for i in reversed(range(k)):
-        row = jnp.eye(1, k, i, dtype=u.dtype)[0]
-        for j in range(i + 1, k):
-            row = row - u[i, j] * rows[j]
-        rows[i] = row / u[i, i]
-    return jnp.stack(rows)
