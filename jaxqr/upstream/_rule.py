@@ -1,0 +1,102 @@
+# fmt: off
+# ruff: noqa: D103
+# mypy: ignore-errors
+"""The derivative of `jax.lax.linalg.qr`, written as it would stand in JAX's own source.
+
+What lies between the two marker comments is used twice: `register` puts it under the QR of the
+JAX that is running, and `make-patch` copies it into `jax/_src/lax/linalg.py` in the place of the
+rule that is there. So what is tested here is what is offered there. Everything that the marked
+part uses is imported above it, under the name that it has in `linalg.py`.
+"""
+
+from jax._src import ad_util, api
+from jax._src.lax import lax
+from jax._src.lax.linalg import _H, _tril, _triu, qr_p, triangular_solve
+
+__all__ = ["qr_jvp_rule"]
+
+# The imports above that linalg.py has, or defines, itself.
+_ = (_tril,)
+
+# --- begin ---
+# JVP of the QR decomposition
+#
+# The rules are those of D. A. O. Roberts and L. R. Roberts, "QR and LQ
+# Decomposition Matrix Backpropagation Algorithms for Square, Wide, and Deep -
+# Real or Complex - Matrices and Their Software Implementation",
+# https://arxiv.org/abs/2009.10071. Transposing what follows gives the pullbacks
+# of that paper (eqs. 3, 9 and 10 for m >= n, eqs. 21 and 26 for m < n), at
+# their cost.
+#
+# Cut X = [X1 X2] and R = [U V] after column k = min(m, n), so that U is square:
+#
+#   X1 = Q1 U,   X2 = Q1 V,   Q1^H Q1 = I.
+#
+# Differentiate the first equation and multiply it by Q1^H and U^{-1}:
+#
+#   Q1^H dX1 U^{-1} = Q1^H dQ1 + dU U^{-1},   or   C = S + W.
+#
+# Q1^H Q1 = I makes S = Q1^H dQ1 skew-Hermitian. W = dU U^{-1} is upper
+# triangular, with a real diagonal because U has one before and after. One such
+# splitting of C exists, see `_split_qr_tangent`, and gives dU = W U.
+
+def _split_qr_tangent(c):
+  """Splits C = S + W: S skew-Hermitian, W upper triangular, diag(W) real."""
+  # S drops out of C + C^H = W + W^H, whose upper triangle is that of W, except
+  # for the diagonal, which is there twice.
+  h = c + _H(c)
+  w = (_triu(h) + _triu(h, 1)) / 2
+  return c - w, w
+
+def _wide_qr_jvp(q, r, dx):
+  """JVP for QR decompositions of [..., m, n] matrices with m <= n."""
+  # Q is square here, so dQ = Q S. For the columns X2 = Q V,
+  #   dV = Q^H dX2 + dQ^H X2 = Q^H dX2 + S^H V = Q^H dX2 - S V.
+  m = q.shape[-1]
+  u, v = r[..., :m], r[..., m:]
+  qt_dx = _H(q) @ dx
+  s, w = _split_qr_tangent(triangular_solve(u, qt_dx[..., :m]))
+  dr = lax.concatenate((w @ u, qt_dx[..., m:] - s @ v), r.ndim - 1)
+  return q @ s, dr
+
+def _deep_qr_jvp(q, r, dx):
+  """JVP for QR decompositions of [..., m, n] matrices with m > n."""
+  # From dX = dQ1 U + Q1 dU, dQ1 = dX U^{-1} - Q1 W.
+  n = r.shape[-1]
+  q1, q2 = q[..., :n], q[..., n:]
+  u = r[..., :n, :]
+  dx_rinv = triangular_solve(u, dx)  # Right side solve by default
+  _, w = _split_qr_tangent(_H(q1) @ dx_rinv)
+  dq, dr = dx_rinv - q1 @ w, w @ u
+  if q2.shape[-1]:
+    # Full matrices. The columns Q2 are any orthonormal basis of the complement
+    # of Q1: dQ2^H Q1 = -Q2^H dQ1 = -Q2^H dX U^{-1} is given, Q2^H dQ2 is a
+    # rotation within the complement, which X does not determine. Choose zero,
+    # the derivative of least norm: it is right for all that depends on Q2
+    # through its span alone, and finite wherever U is invertible.
+    dq2 = -(q1 @ (_H(dx_rinv) @ q2))
+    dq = lax.concatenate((dq, dq2), q.ndim - 1)
+    dr = lax.concatenate((dr, lax.full_like(r[..., n:, :], 0)), r.ndim - 2)
+  return dq, dr
+
+def _permute_columns(x, p):
+  """Takes the columns of a batch of matrices in the order p, its own for each."""
+  def take(x, p):
+    return x.at[:, p].get(mode="promise_in_bounds", unique_indices=True)
+  for _ in range(p.ndim - 1):
+    take = api.vmap(take)
+  return take(x, p)
+
+def qr_jvp_rule(primals, tangents, *, pivoting, full_matrices, **params):
+  x, = primals
+  dx, = tangents
+  q, r, *p = qr_p.bind(x, pivoting=pivoting, full_matrices=full_matrices,
+                       **params)
+  if pivoting:
+    # X P = Q R. The permutation is locally constant, and X itself is not used
+    # below: all that is left to permute is its tangent.
+    dx = _permute_columns(dx, p[0])
+  *_, m, n = dx.shape
+  dq, dr = (_deep_qr_jvp if m > n else _wide_qr_jvp)(q, r, dx)
+  return (q, r, *p), (dq, dr, *map(ad_util.p2tz, p))
+# --- end ---
