@@ -137,12 +137,18 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def worse(row: dict[str, Any]) -> bool:
+    names = [name for name in ("flops", "temp", "lapack") if row[f"{name}_offered"] > row[f"{name}_jax"]]
+    return bool(names)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--modes", default="reduced,r,complete,pivoted")
     parser.add_argument("--time", type=int, nargs="?", const=15, default=0, metavar="REPEATS")
     parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--worse", action="store_true", help="only rows that got worse")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     results = []
@@ -151,7 +157,8 @@ def main() -> None:
             print(mode, shape, ad, file=sys.stderr, flush=True)
             results.append(measure(mode, shape, options.dtype, ad, options.time))
     print(f"jax {jax.__version__}, {options.dtype}, {jax.devices()[0].device_kind}\n")
-    print(table(results))
+    shown = [row for row in results if worse(row)] if options.worse else results
+    print(table(shown))
     if options.json:
         with open(options.json, "w", encoding="utf-8") as out:
             json.dump(results, out, indent=1)

@@ -11,12 +11,9 @@ part uses is imported above it, under the name that it has in `linalg.py`.
 
 from jax._src import ad_util, api
 from jax._src.lax import lax
-from jax._src.lax.linalg import _H, _tril, _triu, qr_p, triangular_solve
+from jax._src.lax.linalg import _H, _triu, qr_p, triangular_solve
 
 __all__ = ["qr_jvp_rule"]
-
-# The imports above that linalg.py has, or defines, itself.
-_ = (_tril,)
 
 # --- begin ---
 # JVP of the QR decomposition
@@ -38,46 +35,45 @@ _ = (_tril,)
 #
 # Q1^H Q1 = I makes S = Q1^H dQ1 skew-Hermitian. W = dU U^{-1} is upper
 # triangular, with a real diagonal because U has one before and after. One such
-# splitting of C exists, see `_split_qr_tangent`, and gives dU = W U.
+# splitting of C exists. It gives dU = W U, and dQ1 from S or from W.
 
-def _split_qr_tangent(c):
-  """Splits C = S + W: S skew-Hermitian, W upper triangular, diag(W) real."""
-  # S drops out of C + C^H = W + W^H, whose upper triangle is that of W, except
-  # for the diagonal, which is there twice.
-  h = c + _H(c)
-  w = (_triu(h) + _triu(h, 1)) / 2
-  return c - w, w
-
-def _wide_qr_jvp(q, r, dx):
-  """JVP for QR decompositions of [..., m, n] matrices with m <= n."""
-  # Q is square here, so dQ = Q S. For the columns X2 = Q V,
-  #   dV = Q^H dX2 + dQ^H X2 = Q^H dX2 + S^H V = Q^H dX2 - S V.
-  m = q.shape[-1]
-  u, v = r[..., :m], r[..., m:]
-  qt_dx = _H(q) @ dx
-  s, w = _split_qr_tangent(triangular_solve(u, qt_dx[..., :m]))
-  dr = lax.concatenate((w @ u, qt_dx[..., m:] - s @ v), r.ndim - 1)
-  return q @ s, dr
+def _qr_tangent_w(c):
+  """The upper triangular W, diag(W) real, that makes C - W skew-Hermitian."""
+  # S drops out of C + C^H = W + W^H, whose strict upper triangle is that of W.
+  eye = lax.broadcast(lax._eye(bool, c.shape[-2:]), c.shape[:-2])
+  return lax.select(eye, c.real.astype(c.dtype), _triu(c + _H(c), 1))
 
 def _deep_qr_jvp(q, r, dx):
-  """JVP for QR decompositions of [..., m, n] matrices with m > n."""
+  """JVP for QR decompositions of [..., m, n] matrices with m >= n."""
   # From dX = dQ1 U + Q1 dU, dQ1 = dX U^{-1} - Q1 W.
   n = r.shape[-1]
   q1, q2 = q[..., :n], q[..., n:]
   u = r[..., :n, :]
   dx_rinv = triangular_solve(u, dx)  # Right side solve by default
-  _, w = _split_qr_tangent(_H(q1) @ dx_rinv)
-  dq, dr = dx_rinv - q1 @ w, w @ u
-  if q2.shape[-1]:
-    # Full matrices. The columns Q2 are any orthonormal basis of the complement
-    # of Q1: dQ2^H Q1 = -Q2^H dQ1 = -Q2^H dX U^{-1} is given, Q2^H dQ2 is a
-    # rotation within the complement, which X does not determine. Choose zero,
-    # the derivative of least norm: it is right for all that depends on Q2
-    # through its span alone, and finite wherever U is invertible.
-    dq2 = -(q1 @ (_H(dx_rinv) @ q2))
-    dq = lax.concatenate((dq, dq2), q.ndim - 1)
-    dr = lax.concatenate((dr, lax.full_like(r[..., n:, :], 0)), r.ndim - 2)
-  return dq, dr
+  w = _qr_tangent_w(_H(q1) @ dx_rinv)
+  if not q2.shape[-1]:
+    return dx_rinv + q1 @ -w, w @ u
+  # Full matrices. The columns Q2 are any orthonormal basis of the complement
+  # of Q1: Q1^H dQ2 = -(Q2^H dQ1)^H = -(Q2^H dX U^{-1})^H is given, Q2^H dQ2 is a
+  # rotation within the complement, which X does not determine. Choose zero,
+  # the derivative of least norm: it is right for all that depends on Q2
+  # through its span alone, and finite wherever U is invertible.
+  k = lax.concatenate((w, _H(dx_rinv) @ q2), q.ndim - 1)
+  return _pad_zeros(dx_rinv, q.shape) + q1 @ -k, _pad_zeros(w @ u, r.shape)
+
+def _wide_qr_jvp(q, r, dx):
+  """JVP for QR decompositions of [..., m, n] matrices with m < n."""
+  # Q = Q1 is square here: Q Q^H = I, so dQ = Q S. And from dX = dQ R + Q dR,
+  # all columns at once, dR = Q^H dX - S R = Q^H dX + S^H R.
+  m = q.shape[-1]
+  qt_dx = _H(q) @ dx
+  c = triangular_solve(r[..., :m], qt_dx[..., :m])
+  s = c - _qr_tangent_w(c)
+  return q @ s, qt_dx + _H(s) @ r
+
+def _pad_zeros(x, shape):
+  """Pads a batch of matrices with zeros below and to the right."""
+  return lax.pad(x, lax._zero(x), [(0, b - a, 0) for a, b in zip(x.shape, shape)])
 
 def _permute_columns(x, p):
   """Takes the columns of a batch of matrices in the order p, its own for each."""
@@ -97,6 +93,6 @@ def qr_jvp_rule(primals, tangents, *, pivoting, full_matrices, **params):
     # below: all that is left to permute is its tangent.
     dx = _permute_columns(dx, p[0])
   *_, m, n = dx.shape
-  dq, dr = (_deep_qr_jvp if m > n else _wide_qr_jvp)(q, r, dx)
+  dq, dr = (_deep_qr_jvp if m >= n else _wide_qr_jvp)(q, r, dx)
   return (q, r, *p), (dq, dr, *map(ad_util.p2tz, p))
 # --- end ---
