@@ -289,7 +289,7 @@ def _run_tests(root: Path, change: Change) -> dict[str, list[bool]]:
         raise RuntimeError(f"the tests did not run:\n{result.stderr[-2000:]}")
     passed: dict[str, list[bool]] = {name: [] for name in change.test_names()}
     for case in ElementTree.parse(report).getroot().iter("testcase"):
-        name = re.sub(r"\d+$", "", case.get("name", ""))
+        name = re.sub(r"\d*( .*)?$", "", case.get("name", ""))  # testName7 (shape=...)
         if name in passed and case.find("skipped") is None and case.get("status") == "run":
             passed[name].append(case.find("failure") is None and case.find("error") is None)
     return passed

@@ -91,7 +91,7 @@ def qr_jvp_rule(primals, tangents, *, pivoting, full_matrices, **params):
   if pivoting:
     # X P = Q R. The permutation is locally constant, and X itself is not used
     # below: all that is left to permute is its tangent.
-    dx = _permute_columns(dx, p[0])
+    dx = _permute_columns(lax.asarray(dx), p[0])
   *_, m, n = dx.shape
   dq, dr = (_deep_qr_jvp if m >= n else _wide_qr_jvp)(q, r, dx)
   return (q, r, *p), (dq, dr, *map(ad_util.p2tz, p))
