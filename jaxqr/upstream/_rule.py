@@ -54,8 +54,8 @@ def _deep_qr_jvp(q, r, dx):
   if not q2.shape[-1]:
     return dx_rinv + q1 @ -w, w @ u
   # Full matrices. The columns Q2 are any orthonormal basis of the complement
-  # of Q1: Q1^H dQ2 = -(Q2^H dQ1)^H = -(Q2^H dX U^{-1})^H is given, Q2^H dQ2 is a
-  # rotation within the complement, which X does not determine. Choose zero,
+  # of Q1. Q1^H dQ2 = -(Q2^H dQ1)^H = -(Q2^H dX U^{-1})^H is given. Q2^H dQ2 is
+  # a rotation within the complement, which X does not determine. Choose zero,
   # the derivative of least norm: it is right for all that depends on Q2
   # through its span alone, and finite wherever U is invertible.
   k = lax.concatenate((w, _H(dx_rinv) @ q2), q.ndim - 1)
@@ -73,10 +73,11 @@ def _wide_qr_jvp(q, r, dx):
 
 def _pad_zeros(x, shape):
   """Pads a batch of matrices with zeros below and to the right."""
-  return lax.pad(x, lax._zero(x), [(0, b - a, 0) for a, b in zip(x.shape, shape)])
+  pads = [(0, after - before, 0) for before, after in zip(x.shape, shape)]
+  return lax.pad(x, lax._zero(x), pads)
 
 def _permute_columns(x, p):
-  """Takes the columns of a batch of matrices in the order p, its own for each."""
+  """Permutes the columns of each [..., m, n] matrix by its own p [..., n]."""
   def take(x, p):
     return x.at[:, p].get(mode="promise_in_bounds", unique_indices=True)
   for _ in range(p.ndim - 1):
