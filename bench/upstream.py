@@ -138,7 +138,9 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def worse(row: dict[str, Any]) -> bool:
-    names = [name for name in ("flops", "temp", "lapack") if row[f"{name}_offered"] > row[f"{name}_jax"]]
+    names = [
+        name for name in ("flops", "temp", "lapack") if row[f"{name}_offered"] > row[f"{name}_jax"]
+    ]
     return bool(names)
 
 

@@ -66,7 +66,7 @@ def _trace_every_case() -> None:
                 ) -> tuple[jax.Array, ...]:
                     return jax.lax.linalg.qr(x, pivoting=pivoting, full_matrices=full)
 
-                jax.eval_shape(lambda x, dx: jax.jvp(qr, (x,), (dx,)), x, x)  # noqa: B023
+                jax.eval_shape(lambda x, dx: jax.jvp(qr, (x,), (dx,)), x, x)
 
 
 def register() -> None:
@@ -84,8 +84,8 @@ def register() -> None:
       gradient than from JAX, which follows the reflectors that LAPACK happens to use.
 
     The rule is a JVP. Its transpose is the pullback of arXiv:2009.10071 (eqs. 3, 9, 10, 21 and 26),
-    at the same cost: 5 m n^2 + 2 n^3 floating-point operations for m x n, m > n, and 4 m^2 n + 3 m^3
-    for m <= n, beside the factorization.
+    at the same cost beside the factorization: 5 m n^2 + 2 n^3 floating-point operations for m x n
+    with m >= n, and 4 m^2 n + 3 m^3 with m < n.
 
     What was traced or compiled before keeps the rule that it was traced with; so `register` clears
     JAX's caches (`jax.clear_caches`), and every jitted function is traced anew at its next call.
@@ -154,7 +154,8 @@ def unregister() -> None:
 def registered() -> Iterator[None]:
     """`register` for the length of a ``with`` block; what was registered before it stays so.
 
-    The rule is the whole process's, not the thread's: other threads that trace meanwhile see it too.
+    The rule is the whole process's: other threads that trace meanwhile see it too. JAX's caches are
+    cleared on the way in and on the way out.
 
     Example:
         >>> import jax, jax.numpy as jnp

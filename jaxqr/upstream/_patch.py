@@ -109,7 +109,9 @@ def _put_rule(text: str, path: str) -> str:
     )
     first, end_of_helper = _function(text, path, "_thin_qr_jvp")
     start_of_rule, last = _function(text, path, "qr_jvp_rule")
-    _require(text, path, "def qr_jvp_rule(primals, tangents, *, pivoting, full_matrices, use_magma)")
+    _require(
+        text, path, "def qr_jvp_rule(primals, tangents, *, pivoting, full_matrices, use_magma)"
+    )
     lines = text.splitlines(keepends=True)
     if "".join(lines[end_of_helper : start_of_rule - 1]).strip():
         raise UnexpectedSource(f"{path} has something between _thin_qr_jvp and qr_jvp_rule")

@@ -1,5 +1,5 @@
 # fmt: off
-# ruff: noqa: D103
+# ruff: noqa: B905
 # mypy: ignore-errors
 """The derivative of `jax.lax.linalg.qr`, written as it would stand in JAX's own source.
 
