@@ -360,7 +360,7 @@ def test_the_patch_applies_and_is_in_the_style_of_jax(checkout, change):
 def test_tests_and_changelog_go_where_their_files_are(checkout):
     (checkout / "tests").mkdir()
     (checkout / _patch.TESTS).write_text(
-        "class NumpyLinalgTest:\n\n  def testQr(self):\n    pass\n\n  def testNext(self):\n    pass\n"
+        "class LinalgTest:\n\n  def testQr(self):\n    pass\n\n  def testNext(self):\n    pass\n"
     )
     (checkout / "CHANGELOG.md").write_text("# Log\n\n## Unreleased\n\n* Changes\n  * a\n\n## 0.1\n")
     patch = _patch.make_patch(checkout, _patch.CHANGES["rule"])

@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.interpreters import ad
 
 __all__ = ["register", "registered", "unregister"]
 
 _lock = threading.RLock()
+_clear_caches: Callable[[], None] = jax.clear_caches
 _replaced: Callable[..., Any] | None = None  # JAX's own rule, while ours stands in its place
 
 
@@ -42,7 +44,7 @@ def _jax_rule() -> tuple[Any, Callable[..., Any]]:
         raise _unknown(f"its rule takes {', '.join(parameters)}")
     if ad.primitive_jvps.get(primitive) is not rule:
         raise _unknown("the rule in use is not JAX's own; something else has replaced it")
-    return primitive, rule
+    return primitive, linalg.qr_jvp_rule
 
 
 def _own_rule() -> Callable[..., Any]:
@@ -57,7 +59,7 @@ def _own_rule() -> Callable[..., Any]:
 def _trace_every_case() -> None:
     """Trace, without computing, each branch of the rule that is in place."""
     for shape in (3, 2), (2, 3), (1, 3, 2):
-        x = jax.ShapeDtypeStruct(shape, "float32")
+        x = jnp.zeros(shape, "float32")
         for pivoting in False, True:
             for full in False, True:
 
@@ -119,7 +121,7 @@ def register() -> None:
             ad.primitive_jvps[primitive] = theirs
             raise _unknown(f"{type(error).__name__}: {error}") from error
         finally:
-            jax.clear_caches()
+            _clear_caches()
         _replaced = theirs
 
 
@@ -147,7 +149,7 @@ def unregister() -> None:
             )
         ad.primitive_jvps[primitive] = _replaced
         _replaced = None
-        jax.clear_caches()
+        _clear_caches()
 
 
 @contextlib.contextmanager

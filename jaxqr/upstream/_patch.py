@@ -252,13 +252,14 @@ def make_patch(path: Path, change: Change) -> str:
     root = find_root(path)
     optional = {**change.optional, TESTS: change.put_tests}
     edits = {**change.edits, **{p: e for p, e in optional.items() if (root / p).is_file()}}
-    patch = []
+    patch: list[str] = []
     for name, edit in edits.items():
         if not (root / name).is_file():
             raise UnexpectedSource(f"{root} has no {name}")
         old = (root / name).read_text(encoding="utf-8")
         new = edit(old, name)
-        ast.parse(new) if name.endswith(".py") else None
+        if name.endswith(".py"):
+            ast.parse(new)
         patch += difflib.unified_diff(
             old.splitlines(keepends=True), new.splitlines(keepends=True), f"a/{name}", f"b/{name}"
         )
