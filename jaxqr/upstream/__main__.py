@@ -1,0 +1,52 @@
+"""Command line: write a change offered to JAX as a patch, and check it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from jaxqr.upstream._patch import CHANGES, UnexpectedSource, check_patch, make_patch
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``python -m jaxqr.upstream``; return its exit status.
+
+    0: the patch is written, and with ``--check`` its tests failed before and passed after it.
+    1: ``--check`` found otherwise. 2: JAX's source is not as expected; nothing is written.
+
+    Example:
+        >>> main(["make-patch", "--jax", "/nowhere", "--out", "/nowhere/qr.patch"])
+        2
+    """
+    parser = argparse.ArgumentParser(prog="python -m jaxqr.upstream", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("make-patch", help="write a patch that `git apply` takes")
+    make.add_argument("--jax", type=Path, required=True, help="a JAX checkout or installed package")
+    make.add_argument("--out", type=Path, required=True, help="the patch to write")
+    make.add_argument("--change", choices=CHANGES, default="rule", help="default: %(default)s")
+    make.add_argument(
+        "--check", action="store_true", help="run the new tests on a copy, before and after"
+    )
+    options = parser.parse_args(arguments)
+    change = CHANGES[options.change]
+    try:
+        patch = make_patch(options.jax.resolve(), change)
+        options.out.write_text(patch, encoding="utf-8")
+        print(f"wrote {options.out}; apply it with `git apply` in the directory that holds jax/")
+        if options.check:
+            good, report = check_patch(options.jax.resolve(), change, patch)
+            print(report)
+            print("check passed" if good else "CHECK FAILED")
+            return 0 if good else 1
+    except UnexpectedSource as error:
+        print(f"{error}. Nothing was written.", file=sys.stderr)
+        return 2
+    except (OSError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
