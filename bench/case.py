@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxqr import _matrix_market
+
 # What is computed.
 QR, R_ALONE, LQ, PIVOTED, LSTSQ = "qr", "qr, mode r", "lq", "pivoted_qr", "lstsq"
 # What is timed: the value, value and gradient together, or the pullback alone.
@@ -73,7 +75,4 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.
 @functools.cache
 def read_matrix(path: str) -> np.ndarray:
     """The dense matrix in a Matrix Market file."""
-    from scipy.io import mmread
-
-    matrix = mmread(path)
-    return np.asarray(matrix.todense() if hasattr(matrix, "todense") else matrix)
+    return _matrix_market.read(path)
