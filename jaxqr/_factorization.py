@@ -20,10 +20,9 @@ from jaxqr._arguments import as_matrices, compute_dtype, one_of, result_dtype
 from jaxqr._autodiff import Arrays, MaybeArrays, forward_mode, reverse_mode
 from jaxqr._batching import small_or_large
 from jaxqr._forward import METHODS
-from jaxqr._forward.batched import MOST_UNROLLED
 from jaxqr._forward.phases import with_positive_diagonal
 
-Method = Literal["auto", "householder", "batched"]
+Method = Literal["auto", "householder", "batched", "cholesky"]
 _PIVOTING_HELPS = " jaxqr.pivoted_qr takes them in an order of its own."
 
 
@@ -96,6 +95,11 @@ class Mirror:
         return f"{self.triangle}q" if self.transposed else f"q{self.triangle}"
 
     @property
+    def across(self) -> tuple[str, str]:
+        """What the rows and the columns in the mirror are of the matrix."""
+        return ("columns", "rows") if self.transposed else ("rows", "columns")
+
+    @property
     def line(self) -> str:
         """What the orthonormal factor's vectors are made from."""
         return "row" if self.transposed else "column"
@@ -134,10 +138,12 @@ def factorize(
     a = as_matrices(mirror.name, "a", a)
     one_of(mirror.name, "mode", mode, ("reduced", "complete", mirror.triangle))
     one_of(mirror.name, "method", method, METHODS)
-    if method == "batched" and min(a.shape[-2:]) > MOST_UNROLLED:
+    shape = a.mT.shape if mirror.transposed else a.shape
+    needs = _forward.refusal(shape, mode, method, mirror.across)
+    if needs is not None:
         raise ValueError(
-            f"{mirror.name} expects a with at most {MOST_UNROLLED} rows or columns for method "
-            f'"batched", which unrolls them. Got shape {a.shape}; method "auto" takes any.'
+            f'{mirror.name} expects a to have {needs}, for method "{method}". Got shape {a.shape} '
+            f'and mode "{mode}"; method "auto" takes any.'
         )
     factors = _factors(
         a,

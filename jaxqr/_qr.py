@@ -40,8 +40,9 @@ def qr(
         check_rank: True adds a ``jax.experimental.checkify`` check that names the first column that
             depends on those before it.
         method: the algorithm. "householder" is that of ``jnp.linalg.qr``; "batched", for many small
-            matrices of at most 16 columns or rows, is unrolled; "auto" chooses by shape, platform
-            and batch, that of leading axes as well as that of ``vmap``.
+            matrices of at most 16 columns or rows, is unrolled; "cholesky", for deep ones, is
+            CholeskyQR2, verified, with Householder's algorithm where it fails; "auto" chooses by
+            shape, platform and batch, that of leading axes as well as that of ``vmap``.
 
     Returns:
         ``(q, r)``, or ``r`` in mode "r", in the type of ``a``. Q has orthonormal columns, R is

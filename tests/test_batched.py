@@ -49,8 +49,7 @@ def test_factors(shape, dtype):
     assert_close(r, jaxqr.qr(a, method="batched")[1], tol)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "complex128"])
-@pytest.mark.parametrize("shape", [(8, 4), (3, 5)], ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), [((8, 4), "complex128"), ((3, 5), "float64")], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_those_of_each_matrix(name, shape, dtype):
     """By leading axes and by vmap, in both wirings; and second derivatives."""
@@ -148,5 +147,5 @@ def test_nan_stays_in_its_matrix():
 
 
 def test_too_many_columns_to_unroll():
-    with pytest.raises(ValueError, match=r'at most 16 rows or columns for method "batched"'):
+    with pytest.raises(ValueError, match=r'at most 16 rows or columns.*for method "batched"'):
         jaxqr.qr(jnp.ones((100, 40, 17)), method="batched")

@@ -239,8 +239,7 @@ def loss(name, forward_mode, a):
     return linear + sum(jnp.sum(jnp.abs(x) ** 4) for x in xs)
 
 
-@pytest.mark.parametrize("dtype", DOUBLE)
-@pytest.mark.parametrize("shape", [(4, 3), (3, 4)], ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), [((4, 3), "complex128"), ((3, 4), "float64")], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_higher_orders(name, shape, dtype):
     """Reverse over reverse by default; forward over reverse and a third order in forward mode."""

@@ -7,26 +7,46 @@ from typing import Any
 from jax import Array, lax
 
 from jaxqr._batching import batch_aware, suits
-from jaxqr._forward import batched, householder
+from jaxqr._forward import batched, cholesky, householder
 
 # What ``method`` may be. "auto" takes only what has the orthogonality of Householder's, and on
 # platforms where nothing was measured, Householder's itself.
-METHODS = ("auto", "householder", "batched")
+METHODS = ("auto", "householder", "batched", "cholesky")
 
 
 def qr(a: Array, mode: str, method: str) -> tuple[Array, ...]:
     """(q, r), or (r,) in mode "r", of a (..., m, n) by one of METHODS."""
-    by_batch, one_by_one = partial(batched.qr, mode=mode), partial(householder.qr, mode=mode)
+    methods: dict[str, Callable[..., Any]] = {
+        "householder": partial(householder.qr, mode=mode),
+        "batched": partial(batched.qr, mode=mode),
+        "cholesky": partial(cholesky.qr, mode=mode),
+    }
 
     def choose(a: Array) -> Any:
-        if not suits(a):
-            return one_by_one(a)
-        return lax.platform_dependent(a, cpu=by_batch, default=one_by_one)
+        best, safe = methods[_best_on_cpu(a, mode)], methods["householder"]
+        return safe(a) if best is safe else lax.platform_dependent(a, cpu=best, default=safe)
 
-    methods: dict[str, Callable[..., Any]] = {
-        "auto": choose,
-        "householder": one_by_one,
-        "batched": by_batch,
-    }
+    methods["auto"] = choose
     factors: tuple[Array, ...] = batch_aware(methods[method])(a)
     return factors
+
+
+def _best_on_cpu(a: Array, mode: str) -> str:
+    if suits(a):
+        return "batched"
+    if cholesky.suits(a, mode):
+        return "cholesky"
+    return "householder"
+
+
+def refusal(shape: tuple[int, ...], mode: str, method: str, across: tuple[str, str]) -> str | None:
+    """What a method needs of a (..., m, n) that this shape lacks, if anything.
+
+    ``across`` is how the caller names rows and columns.
+    """
+    rows, columns = across
+    if method == "batched" and min(shape[-2:]) > batched.MOST_UNROLLED:
+        return f"at most {batched.MOST_UNROLLED} rows or columns, which it unrolls"
+    if method == "cholesky" and (shape[-2] < shape[-1] or mode == "complete"):
+        return f'at least as many {rows} as {columns}, and no mode "complete"'
+    return None

@@ -1,0 +1,122 @@
+"""CholeskyQR2 is as accurate as Householder's algorithm, or gives way to it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numerics import DTYPES, assert_close, gaussian, matrix, norm, random_like, tolerance
+
+import jaxqr
+from jaxqr._forward import cholesky
+
+SHAPE = (300, 20)
+
+
+def errors(a, q, r):
+    """The largest column's residual against the matrix, and the departure from orthonormality."""
+    wide = "complex128" if np.iscomplexobj(a) else "float64"
+    scale = float(np.abs(a).max()) or 1.0
+    a, r = np.asarray(a).astype(wide) / scale, np.asarray(r).astype(wide) / scale
+    q = np.asarray(q).astype(wide)
+    return norm(q @ r - a), norm(np.conj(q.T) @ q - np.eye(q.shape[1]))
+
+
+def kinds(dtype):
+    tiny = 1e-30 if np.finfo(dtype).eps > 1e-10 else 1e-150
+    plain = matrix(SHAPE, dtype)
+    graded = plain * np.geomspace(1, 1e-10, SHAPE[1]).astype(plain.real.dtype)
+    zero = plain.copy()
+    zero[:, 7] = 0
+    repeated = plain.copy()
+    repeated[:, 5] = repeated[:, 3]
+    conditions = {f"1e{p}": matrix(SHAPE, dtype, 10.0**p) for p in (0, 1, 2, 3, 5, 8, 12, 15)}
+    return conditions | {
+        "gaussian": gaussian(SHAPE, dtype),
+        "graded": graded,
+        "graded the other way": graded[:, ::-1].copy(),
+        "tiny": (plain.astype(dtype) * plain.real.dtype.type(tiny)).astype(dtype),
+        "huge": (plain / plain.real.dtype.type(tiny)).astype(dtype),
+        "zero column": zero,
+        "repeated column": repeated,
+        "zero": np.zeros_like(plain),
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_errors_are_within_four_times_householders(dtype):
+    by_cholesky = jax.jit(lambda a: cholesky.qr(a, "reduced"))
+    by_householder = jax.jit(lambda a: jaxqr.qr(a, method="householder", positive_diagonal=True))
+    floor = 4 * float(np.finfo(dtype).eps)
+    for kind, a in kinds(dtype).items():
+        ours, theirs = errors(a, *by_cholesky(a)), errors(a, *by_householder(a))
+        for mine, other in zip(ours, theirs, strict=True):
+            assert mine <= 4 * max(other, floor), kind
+
+
+@pytest.mark.parametrize("shape", [(300, 20), (500, 64), (900, 150)], ids=str)
+def test_well_conditioned_input_takes_no_detour(shape, monkeypatch):
+    """With Householder's branch out of order the factors are still right."""
+
+    def out_of_order(*factors):
+        return tuple(jnp.nan * x for x in factors)
+
+    monkeypatch.setattr(cholesky, "with_positive_diagonal", out_of_order)
+    a = gaussian(shape)
+    q, r = jax.jit(lambda a: cholesky.qr(a, "reduced"))(a)
+    assert max(errors(a, q, r)) <= tolerance("float64", shape, 1)
+    assert_close(jax.jit(lambda a: cholesky.qr(a, "r"))(a)[0], r, 1e-14)
+    q, _ = jax.jit(lambda a: cholesky.qr(a, "reduced"))(matrix(shape, cond=1e9))
+    assert np.isnan(q).all()
+
+
+def test_nan_and_inf_come_out_as_nan():
+    for bad in (np.nan, np.inf):
+        a = gaussian(SHAPE)
+        a[7, 3] = bad
+        _, r = jaxqr.qr(a, method="cholesky")
+        assert not np.all(np.isfinite(r))
+
+
+def test_the_gradient_and_vmap():
+    a = jnp.asarray(np.stack([matrix(SHAPE, cond=c) for c in (1.5, 2.0, 1e9)]))
+
+    def pull(method):
+        def one(a):
+            out, pullback = jax.vjp(lambda a: jaxqr.qr(a, method=method, positive_diagonal=True), a)
+            return pullback(random_like(out))[0]
+
+        return one
+
+    for x, tol in zip(a, (1, 1, 1e9), strict=True):
+        expected = pull("householder")(x)
+        assert_close(jax.jit(pull("cholesky"))(x), expected, tolerance("float64", SHAPE, tol, 64))
+    mapped = jax.jit(jax.vmap(pull("cholesky")))(a)
+    assert_close(mapped[1], pull("householder")(a[1]), tolerance("float64", SHAPE, 2.0, 64))
+
+
+def test_shapes_it_cannot_take():
+    for shape, options in (((5, 9), {}), ((9, 5), {"mode": "complete"})):
+        with pytest.raises(ValueError, match=r'at least as many rows as.* for method "cholesky"'):
+            jaxqr.qr(jnp.ones(shape), method="cholesky", **options)
+    with pytest.raises(ValueError, match=r'lq expects .* for method "cholesky"'):
+        jaxqr.lq(jnp.ones((9, 5)), method="cholesky")
+
+
+def test_auto_takes_it_for_deep_input():
+    def lowers_to_potrf(shape, **options):
+        a = jax.ShapeDtypeStruct(shape, "float64")
+        traced = jax.jit(lambda a: jaxqr.qr(a, **options)).trace(a)
+        return "potrf" in traced.lower(lowering_platforms=("cpu",)).as_text()
+
+    assert lowers_to_potrf((4000, 32))
+    assert lowers_to_potrf((4000, 32), mode="r")
+    for shape, options in (
+        ((4000, 32), {"method": "householder"}),
+        ((4000, 32), {"mode": "complete"}),
+        ((100, 32), {}),
+        ((2, 4000, 32), {}),
+        ((6000, 600), {}),
+    ):
+        assert not lowers_to_potrf(shape, **options)
+    traced = jax.jit(jaxqr.qr).trace(jax.ShapeDtypeStruct((4000, 32), "float32"))
+    assert "potrf" not in traced.lower(lowering_platforms=("cuda",)).as_text()
