@@ -11,9 +11,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxqr._forward.triangular import adjoint, matmul, solve_left
+from jaxqr._forward.triangular import adjoint, matmul, solve_left, substitute
 
 _BLOCK = 64
+_UNROLLED = 8
 
 
 def _half(k: int) -> int:
@@ -70,9 +71,16 @@ class Inverted(NamedTuple):
     @classmethod
     def of(cls, u: Array) -> "Inverted":
         """Of u, the upper triangle alone is read."""
-        starts = range(0, max(u.shape[-1], 1), _BLOCK)
-        blocks = [u[..., j : j + _BLOCK, j : j + _BLOCK] for j in starts]
-        return cls(u, tuple(_inverse(block) for block in blocks))
+        k = u.shape[-1]
+        if k <= _UNROLLED:
+            return cls(u, (solve_left(u, _identity_like(u)),))
+        blocks = [u[..., j : j + _BLOCK, j : j + _BLOCK] for j in range(0, k, _BLOCK)]
+        size = _UNROLLED
+        while size < min(k, _BLOCK):
+            size *= 2
+        inverses = _inverse(jnp.stack([_padded(block, size) for block in blocks], axis=-3))
+        sizes = [block.shape[-1] for block in blocks]
+        return cls(u, tuple(inverses[..., i, :s, :s] for i, s in enumerate(sizes)))
 
     def _split(self) -> tuple["Inverted", Array, "Inverted", int]:
         """[[U11, U12], [0, U22]], and the size of U11."""
@@ -119,5 +127,40 @@ class Inverted(NamedTuple):
         return jnp.concatenate([u11.adjoint_right(rest), right], -1)
 
 
+def _identity_like(u: Array) -> Array:
+    return jnp.broadcast_to(jnp.eye(u.shape[-1], dtype=u.dtype), u.shape)
+
+
+def _padded(u: Array, size: int) -> Array:
+    """[[U, 0], [0, I]] of this size."""
+    k = u.shape[-1]
+    if k == size:
+        return u
+    widths = [(0, 0)] * (u.ndim - 2) + [(0, size - k)] * 2
+    below = jnp.diag(jnp.arange(size) >= k).astype(u.dtype)
+    padded = jnp.pad(u, widths)
+    return padded + jnp.broadcast_to(below, padded.shape)
+
+
 def _inverse(u: Array) -> Array:
-    return solve_left(u, jnp.broadcast_to(jnp.eye(u.shape[-1], dtype=u.dtype), u.shape))
+    """U^-1 for upper triangular u (..., k, k) with k a power of two times the smallest size.
+
+    By doubling: [[A, B], [0, D]]^-1 = [[A^-1, -A^-1 B D^-1], [0, D^-1]], for all diagonal blocks of
+    one size at once. LAPACK's threads would still be in the way of the products that follow.
+    """
+    k, s = u.shape[-1], _UNROLLED
+    smallest = _diagonal_blocks(u, s, 0)
+    inverse = substitute(smallest, _identity_like(smallest))
+    while s < k:
+        a, d = inverse[..., ::2, :, :], inverse[..., 1::2, :, :]
+        corner = -matmul(a, matmul(_diagonal_blocks(u, s, s)[..., ::2, :, :], d))
+        rows = jnp.concatenate([a, corner], -1), jnp.concatenate([jnp.zeros_like(a), d], -1)
+        inverse = jnp.concatenate(rows, -2)
+        s *= 2
+    return inverse[..., 0, :, :]
+
+
+def _diagonal_blocks(u: Array, s: int, right: int) -> Array:
+    """The s x s blocks of u (..., k, k) on the diagonal, or so far right of it: (..., -1, s, s)."""
+    starts = range(0, u.shape[-1] - right, s)
+    return jnp.stack([u[..., j : j + s, j + right : j + right + s] for j in starts], axis=-3)

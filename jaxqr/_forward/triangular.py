@@ -26,26 +26,26 @@ def matmul(x: Array, y: Array) -> Array:
 def solve_left(u: Array, b: Array) -> Array:
     """U^-1 B for upper triangular u (..., k, k) and b (..., k, n)."""
     if u.ndim == 2 and 0 < u.shape[-1] <= _UNROLLED and b.shape[-1] <= _UNROLLED:
-        return _substitute(u, b)
+        return substitute(u, b)
     return lax.linalg.triangular_solve(u, b, left_side=True, lower=False)
 
 
 def solve_adjoint_left(u: Array, b: Array) -> Array:
     """U^-H B for upper triangular u (..., k, k) and b (..., k, n)."""
     if u.ndim == 2 and 0 < u.shape[-1] <= _UNROLLED and b.shape[-1] <= _UNROLLED:
-        return _substitute(adjoint(u)[::-1, ::-1], b[::-1])[::-1]
+        return substitute(adjoint(u)[::-1, ::-1], b[::-1])[::-1]
     return lax.linalg.triangular_solve(
         u, b, left_side=True, lower=False, transpose_a=True, conjugate_a=True
     )
 
 
-def _substitute(u: Array, b: Array) -> Array:
+def substitute(u: Array, b: Array) -> Array:
     """U^-1 B written out, row by row from the last, for the same reason as a tiny product."""
-    k = u.shape[0]
-    rows: list[Array] = [b[0]] * k
+    k = u.shape[-1]
+    rows: list[Array] = [b[..., 0, :]] * k
     for i in reversed(range(k)):
-        row = b[i]
+        row = b[..., i, :]
         for j in range(i + 1, k):
-            row = row - u[i, j] * rows[j]
-        rows[i] = row / u[i, i]
-    return jnp.stack(rows)
+            row = row - u[..., i, j, None] * rows[j]
+        rows[i] = row / u[..., i, i, None]
+    return jnp.stack(rows, axis=-2)
