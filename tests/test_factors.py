@@ -58,14 +58,8 @@ def check(name, a, mode, tri, q, p, *, tol):
         assert np.all(np.sort(p, axis=-1) == np.arange(a.shape[-1]))
 
 
-@pytest.mark.parametrize(
-    ("shape", "dtype"),
-    [
-        *((shape, dtype) for shape in SHAPES for dtype in ("float64", "complex128")),
-        *((shape, dtype) for shape in SHAPES[:3] for dtype in ("float32", "complex64")),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_factors(name, shape, dtype):
     a = matrix(shape, dtype)
