@@ -68,7 +68,7 @@ def lstsq(
 
     It takes triangular solves and products with A: 8 m n nrhs operations for deep A. Nothing of
     the size of A is kept beside A but, for wide A or in forward mode, Q. Equal singular values
-    do no harm. Solutions and derivatives are as accurate as those of the QR factorization with Q.
+    do no harm. Errors were seen to be at most three times those of explicit Q.
 
     >>> import jax, jax.numpy as jnp, jaxqr, numpy as np
     >>> a = jnp.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])  # a line through three points
