@@ -84,6 +84,15 @@ def as_qr(name: str, a, tri, q=None, p=None):
     return a, q, tri
 
 
+def check_qr(b, q, r, tol: float) -> None:
+    """B = Q R, Q^H Q = I, R upper triangular with a real diagonal."""
+    assert norm(q @ r - b) <= tol * norm(b)
+    eye = np.broadcast_to(np.eye(q.shape[-1]), (*q.shape[:-2], *[q.shape[-1]] * 2))
+    assert norm(np.conj(q.mT) @ q - eye) <= tol * norm(eye)
+    assert np.all(np.tril(r, -1) == 0)
+    assert np.all(np.diagonal(r, axis1=-2, axis2=-1).imag == 0)
+
+
 def unpack(name: str, out, alone: bool):
     """(triangle, q, p) of whatever the named function returned; q and p may be None."""
     if name == "pivoted_qr":

@@ -27,7 +27,8 @@ def qr(a: Array, mode: str, method: str) -> tuple[Array, ...]:
         return safe(a) if best is safe else lax.platform_dependent(a, cpu=best, default=safe)
 
     methods["auto"] = choose
-    factors: tuple[Array, ...] = batch_aware(methods[method])(a)
+    chosen = methods[method if a.size else "householder"]  # which takes empty matrices
+    factors: tuple[Array, ...] = batch_aware(chosen)(a)
     return factors
 
 
