@@ -13,38 +13,43 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 # Measured on a CPU (bench/results, suite shapes): unrolling gains up to eight columns, and costs
 # seconds of compile time beyond sixteen.
 LEAST_BATCH = 64
 MOST_COLUMNS = 8
-MOST_ROWS = 32
+MOST_ROWS = 48
+MOST_ELEMENTS = 384
+
+# Before, XLA gathered a sharded batch wherever a layout was asked for.
+_LAYOUT_IS_SHARDED = jax.__version_info__ >= (0, 11)
 
 
-def suits(*arrays: Any) -> bool:
+def suits(*arrays: Any, most_columns: int = MOST_COLUMNS) -> bool:
     """Whether these arrays (..., rows, columns) are many small matrices."""
     return all(
         math.prod(x.shape[:-2]) >= LEAST_BATCH
         and max(x.shape[-2:]) <= MOST_ROWS
-        and 0 < min(x.shape[-2:]) <= MOST_COLUMNS
+        and math.prod(x.shape[-2:]) <= MOST_ELEMENTS
+        and 0 < min(x.shape[-2:]) <= most_columns
         for x in jax.tree.leaves(arrays)
     )
 
 
 def innermost(x: Array) -> Array:
-    """(..., rows, columns) as (rows, columns, batch)."""
-    return jnp.moveaxis(x.reshape(-1, *x.shape[-2:]), 0, -1)
+    """(..., rows, columns) as (rows, columns, batch), in memory too."""
+    rows, columns = x.shape[-2:]
+    x = x.reshape(-1, rows * columns).T
+    if _LAYOUT_IS_SHARDED:  # without it XLA may keep the transpose for a view, and read it slowly
+        x = with_layout_constraint(x, Layout(major_to_minor=(0, 1)))
+    return lax.optimization_barrier(x).reshape(rows, columns, -1)
 
 
-def batch_innermost(f: Callable[..., Any]) -> Callable[..., Any]:
-    """F, a function of matrices, mapped over leading axes that all arguments share."""
-
-    def mapped(*args: Any) -> Any:
-        batch = jax.tree.leaves(args)[0].shape[:-2]
-        out = jax.vmap(f, in_axes=-1, out_axes=-1)(*jax.tree.map(innermost, args))
-        return jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0).reshape(*batch, *x.shape[:-1]), out)
-
-    return mapped
+def outermost(x: Array, batch: tuple[int, ...]) -> Array:
+    """(rows, columns, batch) as (..., rows, columns)."""
+    rows, columns = x.shape[:2]
+    return x.reshape(rows * columns, -1).T.reshape(*batch, rows, columns)
 
 
 def batch_aware(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,16 +84,26 @@ def batch_aware(f: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def small_or_large(f: Callable[..., Any]) -> Callable[..., Any]:
-    """F, which maps over leading axes, with the batch axis innermost for many small matrices.
+def over_matrices(f: Callable[..., Any]) -> Callable[..., Any]:
+    """F, of matrices (rows, columns), mapped over leading axes that all arguments share.
 
-    f itself is right for one matrix; its products and solves write themselves out where that is
-    tiny (see :mod:`jaxqr._forward.triangular`).
+    Many small ones f gets as (rows, columns, batch): see :mod:`jaxqr._forward.innermost`.
     """
+
+    def one_by_one(*args: Any) -> Any:
+        mapped = f
+        for _ in jax.tree.leaves(args)[0].shape[:-2]:
+            mapped = jax.vmap(mapped)
+        return mapped(*args)
+
+    def together(*args: Any) -> Any:
+        batch = jax.tree.leaves(args)[0].shape[:-2]
+        out = f(*jax.tree.map(innermost, args))
+        return jax.tree.map(lambda x: outermost(x, batch), out)
 
     def by_batch(*args: Any) -> Any:
         if not suits(*args):
-            return f(*args)
-        return lax.platform_dependent(*args, cpu=batch_innermost(f), default=f)
+            return one_by_one(*args)
+        return lax.platform_dependent(*args, cpu=together, default=one_by_one)
 
     return batch_aware(by_batch)

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from jaxqr import _forward, _rules
 from jaxqr._arguments import as_matrices, compute_dtype, one_of, result_dtype
 from jaxqr._autodiff import Arrays, MaybeArrays, forward_mode, reverse_mode
-from jaxqr._batching import small_or_large
+from jaxqr._batching import over_matrices
 from jaxqr._forward import METHODS
 from jaxqr._forward.phases import with_positive_diagonal
 
@@ -58,9 +58,10 @@ class QR:
         assert da is not None
         if self.mode == "r":
             a, r = residuals
-            return (_rules.pushforward_r(_leading(a), r, None, da),)
+            return (over_matrices(_rules.pushforward_r)(_leading(a), r, None, da),)
         q, r = residuals
-        return _rules.pushforward(q, r, None, da)
+        dots: Arrays = over_matrices(_rules.pushforward)(q, r, None, da)
+        return dots
 
     def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Arrays:
         """(a_bar,)."""
@@ -69,9 +70,9 @@ class QR:
             (r_bar,) = cotangents
             if r_bar is None:
                 return (jnp.zeros_like(a),)
-            return (small_or_large(_rules.pullback_r)(_leading(a), r, None, r_bar),)
+            return (over_matrices(_rules.pullback_r)(_leading(a), r, None, r_bar),)
         q, r = residuals
-        return (small_or_large(_rules.pullback)(q, r, None, *cotangents),)
+        return (over_matrices(_rules.pullback)(q, r, None, *cotangents),)
 
 
 def _leading(a: Array) -> Array:

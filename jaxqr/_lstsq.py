@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxqr._arguments import as_array, as_matrices, compute_dtype, result_dtype
 from jaxqr._forward import least_squares
-from jaxqr._forward.triangular import adjoint, matmul
+from jaxqr._forward.products import adjoint, matmul
 from jaxqr._lstsq_rules import Solved, System, derive
 
 

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxqr import _rules
 from jaxqr._arguments import as_matrices, compute_dtype, one_of, result_dtype
 from jaxqr._autodiff import Arrays, MaybeArrays
-from jaxqr._batching import small_or_large
+from jaxqr._batching import over_matrices
 from jaxqr._factorization import (
     Method,
     Options,
@@ -53,9 +53,11 @@ class PivotedQR:
         if self.mode == "r":
             r, p, a = residuals
             x, y = self._cut(a, p)
-            return (_rules.pushforward_r(x, r, y, take_columns(da, p)),)
+            return (over_matrices(_rules.pushforward_r)(x, r, y, take_columns(da, p)),)
         q, r, p, *kept = residuals
-        return _rules.pushforward(q, r, self._beyond(kept, p), take_columns(da, p))
+        y = self._beyond(kept, p)
+        dots: Arrays = over_matrices(_rules.pushforward)(q, r, y, take_columns(da, p))
+        return dots
 
     def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Arrays:
         """(a_bar,): A-bar[:, p] = B-bar."""
@@ -65,10 +67,10 @@ class PivotedQR:
             if r_bar is None:
                 return (jnp.zeros_like(a),)
             x, y = self._cut(a, p)
-            b_bar = _rules.pullback_r(x, r, y, r_bar)
+            b_bar = over_matrices(_rules.pullback_r)(x, r, y, r_bar)
         else:
             q, r, p, *kept = residuals
-            b_bar = small_or_large(_rules.pullback)(q, r, self._beyond(kept, p), *cotangents[:2])
+            b_bar = over_matrices(_rules.pullback)(q, r, self._beyond(kept, p), *cotangents[:2])
         return (take_columns(b_bar, jnp.argsort(p, axis=-1)),)
 
     def _beyond(self, kept: list[Array], p: Array) -> Array | None:

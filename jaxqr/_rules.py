@@ -8,8 +8,8 @@ Cut A (m x n) after column k <= min(m, n), A = [X | Y], and factor X alone::
 Deep and square QR have no Y; wide QR has k = m, so that Y = Q V; cut earlier, it is the truncated
 factorization that column pivoting gives, and then Y is more than Q V.
 
-Everything here takes and returns arrays (..., rows, columns) and knows no transformation and no
-option. Cotangents follow the convention of the paper, dL = Re tr(G-bar^H dG); JAX's are their
+Everything here takes and returns matrices (rows, columns), or many small ones as (rows, columns,
+batch), and knows no transformation and no option. Cotangents follow the convention of the paper, dL = Re tr(G-bar^H dG); JAX's are their
 conjugates. Equation numbers are those of
 
     D. A. O. Roberts and L. R. Roberts, "QR and LQ Decomposition Matrix Backpropagation Algorithms
@@ -20,39 +20,43 @@ A cotangent that is None is zero, and costs nothing.
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxqr._forward.blocked import Inverted, lower_of_product, lower_of_upper_product
-from jaxqr._forward.triangular import adjoint, matmul
+from jaxqr._forward.innermost import adjoint, matmul, settled
 
 
-def _strictly_lower(k: int) -> Array:
-    return jnp.tri(k, k, -1, dtype=bool)
+def _where(mask: np.ndarray, x: Array | float, y: Array | float) -> Array:
+    """Elements of x or y as a mask (rows, columns) has it."""
+    ndim = max(jnp.ndim(x), jnp.ndim(y))
+    return jnp.where(mask.reshape(mask.shape + (1,) * (ndim - 2)), x, y)
 
 
-def _real_diagonal(m: Array) -> Array:
-    """Drops the imaginary part of the diagonal of m (..., k, k)."""
-    if not jnp.iscomplexobj(m):
-        return m
-    return jnp.where(jnp.eye(m.shape[-1], dtype=bool), m.real.astype(m.dtype), m)
+def _above(k: int) -> np.ndarray:
+    return np.tri(k, dtype=bool, k=-1).T
 
 
 def copyltu(m: Array) -> Array:
-    """The Hermitian matrix that has the lower triangle of m (..., k, k) (eq. 4)."""
-    return _real_diagonal(jnp.where(_strictly_lower(m.shape[-1]).mT, adjoint(m), m))
+    """The Hermitian matrix that has the lower triangle of m (k, k) (eq. 4)."""
+    k = m.shape[0]
+    hermitian = _where(_above(k), adjoint(m), m)
+    if not jnp.iscomplexobj(m):
+        return hermitian
+    return _where(np.eye(k, dtype=bool), m.real.astype(m.dtype), hermitian)
 
 
 def _upper_of_twice_hermitian(c: Array) -> Array:
     """The upper triangle of C + C^H with Re(diag C) on the diagonal: W of Lemma 1."""
-    k = c.shape[-1]
-    above = jnp.where(_strictly_lower(k).mT, c + adjoint(c), 0)
-    return jnp.where(jnp.eye(k, dtype=bool), c.real.astype(c.dtype), above)
+    k = c.shape[0]
+    above = _where(_above(k), c + adjoint(c), 0)
+    return _where(np.eye(k, dtype=bool), c.real.astype(c.dtype), above)
 
 
 def _split(r: Array) -> tuple[Array, Array]:
     """R = [U | V], without the zero rows that R has in complete mode."""
-    k = min(r.shape[-2:])
-    return r[..., :k, :k], r[..., :k, k:]
+    k = min(r.shape[:2])
+    return r[:k, :k], r[:k, k:]
 
 
 def _m(q: Array | None, r: Array, q_bar: Array | None, r_bar: Array | None) -> Array:
@@ -65,22 +69,22 @@ def _m(q: Array | None, r: Array, q_bar: Array | None, r_bar: Array | None) -> A
     if r_bar is not None:
         u_bar, v_bar = _split(r_bar)
         m = lower_of_upper_product(u, u_bar)
-        if v.shape[-1]:
+        if v.shape[1]:
             m = m - lower_of_product(v_bar, adjoint(v))
     if q_bar is not None and q is not None:
         m = m - lower_of_product(adjoint(q_bar), q)
-    return m
+    return settled(m)
 
 
 def pullback(
     q: Array, r: Array, y: Array | None, q_bar: Array | None, r_bar: Array | None
 ) -> Array:
-    """A-bar (..., m, n) from the cotangents of Q and R.
+    """A-bar (m, n) from the cotangents of Q and R.
 
     Args:
-        q: (..., m, k), or (..., m, m) in complete mode.
-        r: (..., k, n), or (..., m, n) in complete mode.
-        y: the columns of A beyond the k-th, (..., m, n - k), where Q does not span them (k < m);
+        q: (m, k), or (m, m) in complete mode.
+        r: (k, n), or (m, n) in complete mode.
+        y: the columns of A beyond the k-th, (m, n - k), where Q does not span them (k < m);
             None where there are none or Y = Q V.
         q_bar, r_bar: like q and r; None for zero.
 
@@ -90,17 +94,17 @@ def pullback(
     X-bar = (Qp + Q copyltu(M)) U^-H, Y-bar = Q V-bar (eqs. 3, 9, 10, 21, 26).
     """
     u, v = _split(r)
-    k = u.shape[-1]
-    q1, q2 = q[..., :k], q[..., k:]
-    q1_bar = None if q_bar is None else q_bar[..., :k]
+    k = u.shape[1]
+    q1, q2 = q[:, :k], q[:, k:]
+    q1_bar = None if q_bar is None else q_bar[:, :k]
 
     inner = copyltu(_m(q1, r, q1_bar, r_bar))
     qp = q1_bar
-    if q_bar is not None and q2.shape[-1]:  # the complement's frame does not turn: Q2^H dQ2 = 0
-        qp = q_bar[..., :k] - matmul(q2, matmul(adjoint(q_bar[..., k:]), q1))
-    y_bar = jnp.zeros((*q.shape[:-1], v.shape[-1]), q.dtype)
-    if r_bar is not None and v.shape[-1]:
-        v_bar = r_bar[..., :k, k:]
+    if q_bar is not None and q2.shape[1]:  # the complement's frame does not turn: Q2^H dQ2 = 0
+        qp = q_bar[:, :k] - matmul(q2, matmul(adjoint(q_bar[:, k:]), q1))
+    y_bar = jnp.zeros_like(q, shape=(q.shape[0], *v.shape[1:]))
+    if r_bar is not None and v.shape[1]:
+        v_bar = r_bar[:k, k:]
         y_bar = matmul(q1, v_bar)
         if y is None:  # Y = Q V, and Y V-bar^H joins what Q is multiplied by
             inner = inner + matmul(v, adjoint(v_bar))
@@ -109,7 +113,7 @@ def pullback(
             qp = yv_bar if qp is None else qp + yv_bar
 
     x_bar = _solve_bracket(qp, q1, inner, Inverted.of(u))
-    return jnp.concatenate([x_bar, y_bar], axis=-1) if v.shape[-1] else x_bar
+    return jnp.concatenate([x_bar, y_bar], axis=1) if v.shape[1] else x_bar
 
 
 def _solve_bracket(qp: Array | None, q: Array, inner: Array, u: Inverted) -> Array:
@@ -119,18 +123,18 @@ def _solve_bracket(qp: Array | None, q: Array, inner: Array, u: Inverted) -> Arr
     """
     if qp is None:
         return matmul(q, u.adjoint_right(inner))
-    m, k = q.shape[-2:]
+    m, k = q.shape[:2]
     if m >= 32 * k:
         return u.adjoint_right(qp) + matmul(q, u.adjoint_right(inner))
     return u.adjoint_right(qp + matmul(q, inner))
 
 
 def pushforward(q: Array, r: Array, y: Array | None, da: Array) -> tuple[Array, Array]:
-    """dQ and dR from dA (..., m, n); q, r and y as in :func:`pullback` (Lemmas 1 and 2)."""
+    """dQ and dR from dA (m, n); q, r and y as in :func:`pullback` (Lemmas 1 and 2)."""
     u, v = _split(r)
-    k, rest = u.shape[-1], v.shape[-1]
-    q1, q2 = q[..., :k], q[..., k:]
-    dx, dy = da[..., :k], da[..., k:]
+    k, rest = u.shape[1], v.shape[1]
+    q1, q2 = q[:, :k], q[:, k:]
+    dx, dy = da[:, :k], da[:, k:]
 
     dxu = Inverted.of(u).right(dx)
     c = matmul(adjoint(q1), dxu)
@@ -139,11 +143,11 @@ def pushforward(q: Array, r: Array, y: Array | None, da: Array) -> tuple[Array, 
     dr = matmul(w, u)
     if rest:
         dqy = matmul(adjoint(c - w), v) if y is None else matmul(adjoint(dq), y)
-        dr = jnp.concatenate([dr, dqy + matmul(adjoint(q1), dy)], axis=-1)
-    if q2.shape[-1]:
+        dr = jnp.concatenate([dr, dqy + matmul(adjoint(q1), dy)], axis=1)
+    if q2.shape[1]:
         dq2 = -matmul(q1, adjoint(matmul(adjoint(q2), dxu)))
-        dq = jnp.concatenate([dq, dq2], axis=-1)
-        dr = jnp.concatenate([dr, jnp.zeros_like(r[..., k:, :])], axis=-2)
+        dq = jnp.concatenate([dq, dq2], axis=1)
+        dr = jnp.concatenate([dr, jnp.zeros_like(r[k:])], axis=0)
     return dq, dr
 
 
@@ -151,41 +155,41 @@ def pullback_r(x: Array, r: Array, y: Array | None, r_bar: Array) -> Array:
     """A-bar from the cotangent of R alone, without Q: Q = X U^-1.
 
     Args:
-        x: the first k columns of A, (..., m, k).
-        r: (..., k, n); r_bar likewise.
+        x: the first k columns of A, (m, k).
+        r: (k, n); r_bar likewise.
         y: as in :func:`pullback`.
 
     A-bar = X U^-1 [inner U^-H | V-bar]: one product of 2 m k n operations.
     """
     u, v = _split(r)
-    v_bar = r_bar[..., u.shape[-1] :]
+    v_bar = r_bar[:, u.shape[1] :]
     inverted = Inverted.of(u)
     inner = copyltu(_m(None, r, None, r_bar))
-    if v.shape[-1] and y is None:
+    if v.shape[1] and y is None:
         inner = inner + matmul(v, adjoint(v_bar))
     factor = inverted.adjoint_right(inner)
-    if v.shape[-1]:
-        factor = jnp.concatenate([factor, v_bar], axis=-1)
+    if v.shape[1]:
+        factor = jnp.concatenate([factor, v_bar], axis=1)
     a_bar = matmul(x, inverted.left(factor))
     if y is None:
         return a_bar
-    return a_bar.at[..., : u.shape[-1]].add(inverted.adjoint_right(matmul(y, adjoint(v_bar))))
+    return a_bar.at[:, : u.shape[1]].add(inverted.adjoint_right(matmul(y, adjoint(v_bar))))
 
 
 def pushforward_r(x: Array, r: Array, y: Array | None, da: Array) -> Array:
     """dR from dA without Q; x, r and y as in :func:`pullback_r`."""
     u, v = _split(r)
-    k = u.shape[-1]
+    k = u.shape[1]
     inverted = Inverted.of(u)
     g = inverted.adjoint_left(matmul(adjoint(x), da))  # Q^H [dX | dY]
-    c = inverted.right(g[..., :k])
+    c = inverted.right(g[:, :k])
     w = _upper_of_twice_hermitian(c)
     dr = matmul(w, u)
-    if not v.shape[-1]:
+    if not v.shape[1]:
         return dr
     if y is None:
         dqy = matmul(adjoint(c - w), v)
     else:
-        dxy = matmul(adjoint(da[..., :k]), y)
+        dxy = matmul(adjoint(da[:, :k]), y)
         dqy = inverted.adjoint_left(dxy) - matmul(adjoint(w), v)
-    return jnp.concatenate([dr, dqy + g[..., k:]], axis=-1)
+    return jnp.concatenate([dr, dqy + g[:, k:]], axis=1)

@@ -7,6 +7,7 @@ import pytest
 from numerics import assert_close, gaussian, matrix, norm, random_like, tolerance
 
 import jaxqr
+from jaxqr._batching import over_matrices
 from jaxqr._forward.blocked import Inverted, lower_of_product, lower_of_upper_product
 
 SIZES = [0, 1, 63, 64, 65, 128, 129, 200, 257]
@@ -28,9 +29,10 @@ def test_solves(k, dtype):
     tol = tolerance(dtype, (k, k), 10)
 
     @jax.jit
+    @over_matrices
     def solves(u, b):
         v = Inverted.of(u)
-        return v.left(b), v.adjoint_left(b), v.right(b.mT).mT, v.adjoint_right(b.mT).mT
+        return v.left(b), v.adjoint_left(b), v.right(b.T).T, v.adjoint_right(b.T).T
 
     h = np.conj(exact.mT)
     for ours, m in zip(solves(u, b), (exact, h, exact.mT, h.mT), strict=True):
@@ -45,7 +47,7 @@ def test_lower_triangles_of_products(k, dtype):
     tol = tolerance(dtype, (k, k), 10)
     ours = np.tril(lower_of_product(jnp.asarray(x), jnp.asarray(y)))
     assert norm(ours - np.tril(x @ y)) <= tol * max(norm(ours), 1)
-    ours = np.tril(lower_of_upper_product(jnp.asarray(np.triu(u)), jnp.asarray(v)))
+    ours = np.tril(jax.vmap(lower_of_upper_product)(jnp.asarray(np.triu(u)), jnp.asarray(v)))
     expected = np.tril(np.triu(u) @ np.conj(np.triu(v).mT))
     assert norm(ours - expected) <= tol * max(norm(ours), 1)
 

@@ -33,7 +33,7 @@ def qr(a: Array, mode: str, method: str) -> tuple[Array, ...]:
 
 
 def _best_on_cpu(a: Array, mode: str) -> str:
-    if suits(a):
+    if suits(a, most_columns=batched.MOST_UNROLLED):
         return "batched"
     if cholesky.suits(a, mode):
         return "cholesky"

@@ -1,60 +1,77 @@
 """Householder QR of many small matrices at once: columns unrolled, the batch axis innermost."""
 
-import jax
+import functools
+
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-from jaxqr._batching import innermost
-from jaxqr._forward.reflectors import reflector, scale_of
+from jaxqr._batching import innermost, outermost
+from jaxqr._forward.innermost import materialized, total
+from jaxqr._forward.reflectors import abs2, scalars
 
 MOST_UNROLLED = 16  # rows or columns: beyond, compiling takes seconds
 
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:
     """(q, r), or (r,) in mode "r", of a (..., m, n)."""
-    factors = jax.vmap(lambda x: _unrolled_qr(x, mode), in_axes=-1, out_axes=-1)(innermost(a))
-    return tuple(_from_columns(columns, a.shape[:-2]) for columns in factors)
+    m, n = a.shape[-2:]
+    x = innermost(a)
+    scale = _largest(x).astype(x.dtype)
+    reflectors, rows = _eliminate(x / scale[None, None])
+    zero = jnp.zeros_like(scale)[None]
+    r = [jnp.concatenate([zero] * i + [row * scale[None]]) for i, row in enumerate(rows)]
+    if mode == "complete":
+        r += [jnp.concatenate([zero] * n)] * (m - len(r))
+    factors = [jnp.stack(r)]
+    if mode != "r":
+        factors.insert(0, _q(reflectors, m if mode == "complete" else min(m, n)))
+    return tuple(outermost(materialized(x), a.shape[:-2]) for x in factors)
 
 
-def _from_columns(columns: list[Array], batch: tuple[int, ...]) -> Array:
-    """(..., rows, columns) from columns (rows, batch)."""
-    x = jnp.stack(columns)
-    return jnp.moveaxis(x, -1, 0).mT.reshape(*batch, x.shape[1], x.shape[0])
+def _largest(x: Array) -> Array:
+    """The largest magnitude in x (m, n, batch), or 1: divided by it, no square over- or underflows."""
+    of_columns = materialized(functools.reduce(jnp.maximum, map(jnp.abs, x)))
+    largest = functools.reduce(jnp.maximum, of_columns)
+    return materialized(jnp.where(largest == 0, 1, largest))
 
 
-def _unrolled_qr(a: Array, mode: str) -> tuple[list[Array], ...]:
-    """Householder QR of one matrix (m, n) without a loop: the columns of its factors."""
-    m, n = a.shape
-    k = min(m, n)
-    row = np.arange(m)
-    scale = scale_of(a)
-    columns = [a[:, j] / scale for j in range(n)]
-    reflectors = []
-    for j in range(k):
-        v, tau, beta = reflector(columns[j], j, row)
+def _eliminate(x: Array) -> tuple[list[tuple[Array, Array]], list[Array]]:
+    """The reflectors (v, tau) of x (m, n, batch), v from its 1 on; the rows of R from the diagonal.
+
+    What a step leaves to do is a matrix with one row and one column less.
+    """
+    reflectors, rows = [], []
+    for _ in range(min(x.shape[:2])):
+        alpha, below = x[0, 0], x[1:, 0]
+        rest = total([jnp.zeros_like(alpha.real), *abs2(below)])
+        tau, beta, scale = materialized(scalars(alpha, materialized(rest)))
+        v = materialized(below * scale[None])
         reflectors.append((v, tau))
-        eliminated = jnp.where(row == j, beta.astype(a.dtype), 0)
-        columns[j] = jnp.where(row < j, columns[j], eliminated)
-        for i in range(j + 1, n):
-            columns[i] = _reflect(v, jnp.conj(tau), columns[i])
-    complete = mode == "complete"
-    r = [c[: m if complete else k] * scale for c in columns]
-    if mode == "r":
-        return (r,)
-    return [_column_of_q(reflectors, i, row) for i in range(m if complete else k)], r
+        beta, first, below = beta.astype(x.dtype)[None], x[0, 1:], x[1:, 1:]
+        if not first.shape[0]:
+            rows.append(beta)
+            break
+        along = total([first, *(jnp.conj(x) * row for x, row in zip(v[:, None], below, strict=True))])
+        w = materialized(jnp.conj(tau)[None] * along)
+        rows.append(jnp.concatenate([beta, first - w]))
+        x = materialized(below - v[:, None] * w[None])
+    return reflectors, rows
 
 
-def _reflect(v: Array, tau: Array, x: Array) -> Array:
-    return x - v * (tau * jnp.sum(jnp.conj(v) * x))
+def _q(reflectors: list[tuple[Array, Array]], columns: int) -> Array:
+    """So many columns of Q = H_0 H_1 ...
 
-
-def _column_of_q(reflectors: list[tuple[Array, Array]], i: int, row: np.ndarray) -> Array:
-    """Column i of Q = H_0 H_1 ...; those beyond the i-th leave e_i alone, and H_i e_i is known."""
-    x = jnp.where(row == i, 1, jnp.zeros_like(reflectors[0][0]))
-    if i < len(reflectors):
-        v, tau = reflectors[i]
-        x = x - tau * v
-    for v, tau in reversed(reflectors[:i]):
-        x = _reflect(v, tau, x)
-    return x
+    From the last on: H_j meets a matrix that is still the identity in its first rows and columns.
+    """
+    v, tau = reflectors[-1]
+    identity = jnp.eye(v.shape[0], columns - len(reflectors), dtype=v.dtype)
+    q = identity[..., None] + jnp.zeros_like(tau)[None, None]
+    for v, tau in reversed(reflectors):
+        turned = jnp.concatenate([1 - tau[None], -tau[None] * v])[:, None]
+        if q.shape[1]:
+            along = total(jnp.conj(x) * row for x, row in zip(v[:, None], q, strict=True))
+            w = materialized(tau[None] * along)
+            others = jnp.concatenate([-w[None], q - v[:, None] * w[None]])
+            turned = jnp.concatenate([turned, others], axis=1)
+        q = materialized(turned)
+    return q

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxqr._forward.triangular import adjoint, matmul, solve_left, substitute
+from jaxqr._forward import products
+from jaxqr._forward.innermost import adjoint, matmul, substitute, summand
 
 _BLOCK = 64
 _UNROLLED = 8
@@ -23,47 +24,47 @@ def _half(k: int) -> int:
 
 
 def lower_of_product(x: Array, y: Array) -> Array:
-    """The lower triangle of X Y for x (..., k, p) and y (..., p, k); above it, anything.
+    """The lower triangle of X Y for x (k, p) and y (p, k); above it, anything.
 
     By recursive halves: of the upper triangle little more than the diagonal blocks is computed.
     """
-    k = x.shape[-2]
+    k = x.shape[0]
     if k <= 2 * _BLOCK:
-        return matmul(x, y)
+        return summand(x, y)
     h = _half(k)
     return _lower(
-        lower_of_product(x[..., :h, :], y[..., :h]),
-        matmul(x[..., h:, :], y[..., :h]),
-        lower_of_product(x[..., h:, :], y[..., h:]),
+        lower_of_product(x[:h], y[:, :h]),
+        matmul(x[h:], y[:, :h]),
+        lower_of_product(x[h:], y[:, h:]),
     )
 
 
 def lower_of_upper_product(u: Array, v: Array) -> Array:
-    """The lower triangle of U V^H for upper triangular u and v (..., k, k); above it, anything.
+    """The lower triangle of U V^H for upper triangular u and v (k, k); above it, anything.
 
     The zeros of U and V are not multiplied, and what v has below its diagonal is not read.
     """
-    k = u.shape[-1]
+    k = u.shape[0]
     if k <= 2 * _BLOCK:
-        return matmul(u, adjoint(v))
+        return summand(u, adjoint(v))
     h = _half(k)
-    v12 = adjoint(v[..., :h, h:])
-    top = lower_of_upper_product(u[..., :h, :h], v[..., :h, :h])
+    v12 = adjoint(v[:h, h:])
+    top = lower_of_upper_product(u[:h, :h], v[:h, :h])
     return _lower(
-        top + lower_of_product(u[..., :h, h:], v12),
-        matmul(u[..., h:, h:], v12),
-        lower_of_upper_product(u[..., h:, h:], v[..., h:, h:]),
+        top + lower_of_product(u[:h, h:], v12),
+        matmul(u[h:, h:], v12),
+        lower_of_upper_product(u[h:, h:], v[h:, h:]),
     )
 
 
 def _lower(top: Array, corner: Array, bottom: Array) -> Array:
-    zeros = jnp.zeros_like(corner.mT)
-    rows = [jnp.concatenate([top, zeros], -1), jnp.concatenate([corner, bottom], -1)]
+    zeros = jnp.zeros_like(adjoint(corner))
+    rows = [jnp.concatenate([top, zeros], 1), jnp.concatenate([corner, bottom], 1)]
     return jnp.concatenate(rows, -2)
 
 
 class Inverted(NamedTuple):
-    """An upper triangular U (..., k, k) with the inverses of its diagonal blocks."""
+    """An upper triangular U (k, k) with the inverses of its diagonal blocks."""
 
     u: Array
     inverses: tuple[Array, ...]
@@ -71,75 +72,76 @@ class Inverted(NamedTuple):
     @classmethod
     def of(cls, u: Array) -> "Inverted":
         """Of u, the upper triangle alone is read."""
-        k = u.shape[-1]
-        if k <= _UNROLLED:
-            return cls(u, (solve_left(u, _identity_like(u)),))
-        blocks = [u[..., j : j + _BLOCK, j : j + _BLOCK] for j in range(0, k, _BLOCK)]
+        k = u.shape[0]
+        if k <= _UNROLLED or u.ndim > 2:
+            return cls(u, (substitute(u, _identity_like(u)),))
+        blocks = [u[j : j + _BLOCK, j : j + _BLOCK] for j in range(0, k, _BLOCK)]
         size = _UNROLLED
         while size < min(k, _BLOCK):
             size *= 2
-        inverses = _inverse(jnp.stack([_padded(block, size) for block in blocks], axis=-3))
-        sizes = [block.shape[-1] for block in blocks]
-        return cls(u, tuple(inverses[..., i, :s, :s] for i, s in enumerate(sizes)))
+        inverses = _inverse(jnp.stack([_padded(block, size) for block in blocks]))
+        sizes = [block.shape[0] for block in blocks]
+        return cls(u, tuple(inverses[i, :s, :s] for i, s in enumerate(sizes)))
 
     def _split(self) -> tuple["Inverted", Array, "Inverted", int]:
         """[[U11, U12], [0, U22]], and the size of U11."""
-        h, blocks = _half(self.u.shape[-1]), -(-len(self.inverses) // 2)
+        h, blocks = _half(self.u.shape[0]), -(-len(self.inverses) // 2)
         return (
-            Inverted(self.u[..., :h, :h], self.inverses[:blocks]),
-            self.u[..., :h, h:],
-            Inverted(self.u[..., h:, h:], self.inverses[blocks:]),
+            Inverted(self.u[:h, :h], self.inverses[:blocks]),
+            self.u[:h, h:],
+            Inverted(self.u[h:, h:], self.inverses[blocks:]),
             h,
         )
 
     def left(self, b: Array) -> Array:
-        """U^-1 B for b (..., k, n)."""
+        """U^-1 B for b (k, n)."""
         if len(self.inverses) == 1:
             return matmul(self.inverses[0], b)
         u11, u12, u22, h = self._split()
-        below = u22.left(b[..., h:, :])
-        return jnp.concatenate([u11.left(b[..., :h, :] - matmul(u12, below)), below], -2)
+        below = u22.left(b[h:])
+        return jnp.concatenate([u11.left(b[:h] - matmul(u12, below)), below])
 
     def adjoint_left(self, b: Array) -> Array:
-        """U^-H B for b (..., k, n)."""
+        """U^-H B for b (k, n)."""
         if len(self.inverses) == 1:
             return matmul(adjoint(self.inverses[0]), b)
         u11, u12, u22, h = self._split()
-        above = u11.adjoint_left(b[..., :h, :])
-        rest = b[..., h:, :] - matmul(adjoint(u12), above)
-        return jnp.concatenate([above, u22.adjoint_left(rest)], -2)
+        above = u11.adjoint_left(b[:h])
+        rest = b[h:] - matmul(adjoint(u12), above)
+        return jnp.concatenate([above, u22.adjoint_left(rest)])
 
     def right(self, b: Array) -> Array:
-        """B U^-1 for b (..., m, k)."""
+        """B U^-1 for b (m, k)."""
         if len(self.inverses) == 1:
             return matmul(b, self.inverses[0])
         u11, u12, u22, h = self._split()
-        left = u11.right(b[..., :h])
-        return jnp.concatenate([left, u22.right(b[..., h:] - matmul(left, u12))], -1)
+        left = u11.right(b[:, :h])
+        return jnp.concatenate([left, u22.right(b[:, h:] - matmul(left, u12))], 1)
 
     def adjoint_right(self, b: Array) -> Array:
-        """B U^-H for b (..., m, k)."""
+        """B U^-H for b (m, k)."""
         if len(self.inverses) == 1:
             return matmul(b, adjoint(self.inverses[0]))
         u11, u12, u22, h = self._split()
-        right = u22.adjoint_right(b[..., h:])
-        rest = b[..., :h] - matmul(right, adjoint(u12))
-        return jnp.concatenate([u11.adjoint_right(rest), right], -1)
+        right = u22.adjoint_right(b[:, h:])
+        rest = b[:, :h] - matmul(right, adjoint(u12))
+        return jnp.concatenate([u11.adjoint_right(rest), right], 1)
 
 
 def _identity_like(u: Array) -> Array:
-    return jnp.broadcast_to(jnp.eye(u.shape[-1], dtype=u.dtype), u.shape)
+    """I for u (k, k) or (k, k, batch)."""
+    k = u.shape[0]
+    identity = jnp.eye(k, dtype=u.dtype).reshape(k, k, *[1] * (u.ndim - 2))
+    return jnp.broadcast_to(identity, u.shape)
 
 
 def _padded(u: Array, size: int) -> Array:
     """[[U, 0], [0, I]] of this size."""
-    k = u.shape[-1]
-    if k == size:
+    rest = size - u.shape[0]
+    if not rest:
         return u
-    widths = [(0, 0)] * (u.ndim - 2) + [(0, size - k)] * 2
-    below = jnp.diag(jnp.arange(size) >= k).astype(u.dtype)
-    padded = jnp.pad(u, widths)
-    return padded + jnp.broadcast_to(below, padded.shape)
+    below = jnp.diag(jnp.arange(size) >= u.shape[0]).astype(u.dtype)
+    return jnp.pad(u, [(0, rest)] * 2) + below
 
 
 def _inverse(u: Array) -> Array:
@@ -150,10 +152,13 @@ def _inverse(u: Array) -> Array:
     """
     k, s = u.shape[-1], _UNROLLED
     smallest = _diagonal_blocks(u, s, 0)
-    inverse = substitute(smallest, _identity_like(smallest))
+    inverse = jnp.moveaxis(smallest.reshape(-1, s, s), 0, -1)
+    inverse = jnp.moveaxis(substitute(inverse, _identity_like(inverse)), -1, 0)
+    inverse = inverse.reshape(smallest.shape)
     while s < k:
         a, d = inverse[..., ::2, :, :], inverse[..., 1::2, :, :]
-        corner = -matmul(a, matmul(_diagonal_blocks(u, s, s)[..., ::2, :, :], d))
+        b = _diagonal_blocks(u, s, s)[..., ::2, :, :]
+        corner = -products.matmul(a, products.matmul(b, d))
         rows = jnp.concatenate([a, corner], -1), jnp.concatenate([jnp.zeros_like(a), d], -1)
         inverse = jnp.concatenate(rows, -2)
         s *= 2

@@ -14,7 +14,7 @@ from jax import Array, lax
 from jaxqr._forward import householder
 from jaxqr._forward.blocked import Inverted, lower_of_product
 from jaxqr._forward.phases import with_positive_diagonal
-from jaxqr._forward.triangular import adjoint, matmul
+from jaxqr._forward.innermost import adjoint, matmul
 
 # Where it gains on a CPU with two cores, float32 and float64, value: 2.2 and 2.0 times LAPACK's
 # speed for 2000 x 200, 1.5 and 1.8 for 100000 x 16, 1.1 and 0.7 for 4000 x 500; R alone 1.6 and

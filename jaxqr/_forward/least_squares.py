@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxqr import _forward
-from jaxqr._batching import batch_aware, small_or_large, suits
-from jaxqr._forward import householder, pivoting
-from jaxqr._forward.triangular import adjoint, matmul, solve_adjoint_left, solve_left
+from jaxqr._batching import batch_aware, over_matrices, suits
+from jaxqr._forward import householder, pivoting, products
+from jaxqr._forward.innermost import adjoint, matmul, solve_adjoint_left, solve_left
 
 Root = tuple[Array, ...]
 
@@ -55,7 +55,7 @@ def factor_and_solve_without_q(a: Array, b: Array, ridge: Array | None) -> tuple
         zeros = jnp.zeros((*b.shape[:-2], a.shape[-1], b.shape[-1]), b.dtype)
         a, b = _with_ridge(a, ridge), jnp.concatenate([b, zeros], axis=-2)
     u, c = batch_aware(_reduce)(a, b)
-    return (u,), small_or_large(solve_left)(u, c)
+    return (u,), over_matrices(solve_left)(u, c)
 
 
 def _reduce(a: Array, b: Array) -> tuple[Array, Array]:
@@ -86,7 +86,7 @@ def _rank_revealing(a: Array, rcond: Array) -> tuple[Root, Array]:
     diagonal = jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
     # Not "diagonal > ...": what is not a number must not be dropped but be seen.
     keep = ~(diagonal <= rcond * diagonal[..., :1])
-    z, t = householder.qr(adjoint(r), "reduced")  # up to the rank, what lies beyond plays no part
+    z, t = householder.qr(products.adjoint(r), "reduced")  # up to the rank, what lies beyond plays no part
     columns = keep[..., None, :]
     t = jnp.where(columns, t, jnp.eye(k, dtype=t.dtype))
     w = jnp.where(columns, z, 0)
@@ -116,13 +116,18 @@ def solve_augmented(root: Root, q: Array, f: Array | None, g: Array | None) -> t
     Björck, "Solving linear least squares problems by Gram-Schmidt orthogonalization" (1967) and
     "Numerical Methods for Least Squares Problems" (1996), section 2.4.
     """
-    d = None if f is None else matmul(adjoint(q), f)
-    if g is not None:
-        z = _solve_adjoint(root, g)
-        d = -z if d is None else d - z
-    assert d is not None
-    fitted = matmul(q, d)
-    return -fitted if f is None else f - fitted, _solve(root, d)
+
+    def solve(root: Root, q: Array, f: Array | None, g: Array | None) -> tuple[Array, Array]:
+        d = None if f is None else matmul(adjoint(q), f)
+        if g is not None:
+            z = _solve_adjoint(root, g)
+            d = -z if d is None else d - z
+        assert d is not None
+        fitted = matmul(q, d)
+        return -fitted if f is None else f - fitted, _solve(root, d)
+
+    r, x = over_matrices(solve)(root, q, f, g)
+    return r, x
 
 
 def solve_augmented_without_q(a: Array, root: Root, g: Array) -> tuple[Array, Array]:
@@ -136,5 +141,5 @@ def solve_augmented_without_q(a: Array, root: Root, g: Array) -> tuple[Array, Ar
         x = -_solve(root, _solve_adjoint(root, g))
         return -matmul(a, x), x
 
-    r, x = small_or_large(solve)(a, root, g)
+    r, x = over_matrices(solve)(a, root, g)
     return r, x

@@ -6,7 +6,7 @@ from jax import Array, lax
 
 from jaxqr._forward import householder
 from jaxqr._forward.reflectors import reflector, scale_of
-from jaxqr._forward.triangular import adjoint, matmul
+from jaxqr._forward.products import adjoint, matmul
 
 
 def take_columns(a: Array, p: Array) -> Array:

@@ -11,20 +11,24 @@ def reflector(x: Array, j: Any, row: Any) -> tuple[Array, Array, Array]:
 
     v is 1 in row j and 0 above; tau = 0 where there is nothing to do. ``row`` is 0, 1, ..., m - 1.
     """
-    alpha = x[j]
     below = jnp.where(row > j, x, 0)
-    rest = jnp.sum(_abs2(below))
-    norm = jnp.sqrt(_abs2(alpha) + rest)
+    tau, beta, scale = scalars(x[j], jnp.sum(abs2(below)))
+    return jnp.where(row == j, 1, below * scale), tau, beta
+
+
+def scalars(alpha: Array, rest: Array) -> tuple[Array, Array, Array]:
+    """Tau, beta, and what the elements below alpha times it are in v; rest is their |.|^2's sum."""
+    norm = jnp.sqrt(abs2(alpha) + rest)
     beta = jnp.where(alpha.real >= 0, -norm, norm)
     nothing = (rest == 0) & (alpha.imag == 0)
     beta = jnp.where(nothing, alpha.real, beta)
-    to = beta.astype(x.dtype)
+    to = beta.astype(alpha.dtype)
     tau = jnp.where(nothing, 0, (to - alpha) / jnp.where(nothing, 1, to))
-    v = below * jnp.where(nothing, 0, 1 / jnp.where(nothing, 1, alpha - to))
-    return jnp.where(row == j, 1, v), tau, beta
+    return tau, beta, jnp.where(nothing, 0, 1 / jnp.where(nothing, 1, alpha - to))
 
 
-def _abs2(x: Array) -> Array:
+def abs2(x: Array) -> Array:
+    """|x|^2, real."""
     return jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else jnp.square(x)
 
 

@@ -1,0 +1,71 @@
+"""The same for one matrix (rows, columns), or many small ones as (rows, columns, batch).
+
+For many small ones everything is written out, so that it is elementwise along the batch: a batch of
+tiny products as a dot is a loop over calls.
+"""
+
+import functools
+import operator
+from collections.abc import Iterable
+from typing import TypeVar
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxqr._forward import products
+
+T = TypeVar("T")
+
+
+def materialized(x: T) -> T:
+    """X, in memory: XLA would compute it anew in each of the loops that read it."""
+    out: T = lax.optimization_barrier(x)
+    return out
+
+
+def total(terms: Iterable[Array]) -> Array:
+    """Their sum, written out: as a reduction it would be a call of its own."""
+    return functools.reduce(operator.add, terms)
+
+
+def adjoint(x: Array) -> Array:
+    """The conjugate transpose of x (m, n[, batch])."""
+    return jnp.conj(jnp.swapaxes(x, 0, 1))
+
+
+def matmul(x: Array, y: Array) -> Array:
+    """X Y for x (m, p[, batch]) and y (p, n[, batch])."""
+    return settled(summand(x, y))
+
+
+def summand(x: Array, y: Array) -> Array:
+    """X Y likewise, to be added to others before it is :func:`settled`, which saves memory traffic."""
+    if x.ndim == 2:
+        return products.matmul(x, y)
+    return total(x[:, i, None] * y[None, i] for i in range(x.shape[1]))
+
+
+def settled(x: Array) -> Array:
+    """X (m, n[, batch]), :func:`materialized` where it has a batch axis."""
+    return x if x.ndim == 2 else materialized(x)
+
+
+def solve_left(u: Array, b: Array) -> Array:
+    """U^-1 B for upper triangular u (k, k[, batch]) and b (k, n[, batch])."""
+    return products.solve_left(u, b) if u.ndim == 2 else substitute(u, b)
+
+
+def solve_adjoint_left(u: Array, b: Array) -> Array:
+    """U^-H B for upper triangular u (k, k[, batch]) and b (k, n[, batch])."""
+    if u.ndim == 2:
+        return products.solve_adjoint_left(u, b)
+    return substitute(adjoint(u)[::-1, ::-1], b[::-1])[::-1]
+
+
+def substitute(u: Array, b: Array) -> Array:
+    """U^-1 B written out, row by row from the last."""
+    rows: list[Array] = []
+    for i in reversed(range(u.shape[0])):
+        known = (u[i, j, None] * row for j, row in zip(range(i + 1, u.shape[0]), rows, strict=True))
+        rows.insert(0, materialized(total([b[i], *(-x for x in known)]) / u[i, i, None]))
+    return jnp.stack(rows) if rows else b
