@@ -7,7 +7,7 @@ from typing import Any
 from jax import Array, lax
 
 from jaxqr._batching import batch_aware, suits
-from jaxqr._forward import batched, cholesky, householder
+from jaxqr._forward import batched, cholesky, householder, wide
 
 # What ``method`` may be. "auto" takes only what has the orthogonality of Householder's, and on
 # platforms where nothing was measured, Householder's itself.
@@ -23,8 +23,12 @@ def qr(a: Array, mode: str, method: str) -> tuple[Array, ...]:
     }
 
     def choose(a: Array) -> Any:
-        best, safe = methods[_best_on_cpu(a, mode)], methods["householder"]
-        return safe(a) if best is safe else lax.platform_dependent(a, cpu=best, default=safe)
+        best, safe = _best_on_cpu(a, mode), householder.qr
+        if best is safe:
+            return safe(a, mode)
+        return lax.platform_dependent(
+            a, cpu=partial(best, mode=mode), default=partial(safe, mode=mode)
+        )
 
     methods["auto"] = choose
     chosen = methods[method if a.size else "householder"]  # which takes empty matrices
@@ -32,12 +36,14 @@ def qr(a: Array, mode: str, method: str) -> tuple[Array, ...]:
     return factors
 
 
-def _best_on_cpu(a: Array, mode: str) -> str:
+def _best_on_cpu(a: Array, mode: str) -> Callable[..., tuple[Array, ...]]:
     if suits(a, most_columns=batched.MOST_UNROLLED):
-        return "batched"
+        return batched.qr
     if cholesky.suits(a, mode):
-        return "cholesky"
-    return "householder"
+        return cholesky.qr
+    if wide.suits(a, mode):
+        return wide.qr
+    return householder.qr
 
 
 def refusal(shape: tuple[int, ...], mode: str, method: str, across: tuple[str, str]) -> str | None:

@@ -15,6 +15,8 @@ from jaxqr._forward import products
 from jaxqr._forward.innermost import adjoint, matmul, substitute, summand
 
 _BLOCK = 64
+_HALVED = 128
+_CACHED = 2**20
 _UNROLLED = 8
 
 
@@ -27,9 +29,10 @@ def lower_of_product(x: Array, y: Array) -> Array:
     """The lower triangle of X Y for x (k, p) and y (p, k); above it, anything.
 
     By recursive halves: of the upper triangle little more than the diagonal blocks is computed.
+    The halves are copied for it, which does not pay where they are beyond the caches.
     """
     k = x.shape[0]
-    if k <= 2 * _BLOCK:
+    if k <= _HALVED or x.size > _CACHED:
         return summand(x, y)
     h = _half(k)
     return _lower(
@@ -45,7 +48,7 @@ def lower_of_upper_product(u: Array, v: Array) -> Array:
     The zeros of U and V are not multiplied, and what v has below its diagonal is not read.
     """
     k = u.shape[0]
-    if k <= 2 * _BLOCK:
+    if k <= _HALVED:
         return summand(u, adjoint(v))
     h = _half(k)
     v12 = adjoint(v[:h, h:])

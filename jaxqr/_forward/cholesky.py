@@ -20,7 +20,7 @@ from jaxqr._forward.innermost import adjoint, matmul
 # speed for 2000 x 200, 1.5 and 1.8 for 100000 x 16, 1.1 and 0.7 for 4000 x 500; R alone 1.6 and
 # 1.5 for 2000 x 200, 0.95 and 1.0 for 100000 x 16.
 _LEAST_COLUMNS = {"reduced": 8, "r": 32}
-_MOST_COLUMNS = 256
+_MOST_COLUMNS = 320
 _LEAST_DEPTH = 8
 _LEAST_SIZE = 2**15
 
