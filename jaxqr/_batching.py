@@ -11,22 +11,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-# Measured on a CPU (bench/results, suite shapes): unrolling gains up to eight columns, and costs
-# seconds of compile time beyond sixteen.
-LEAST_BATCH = 64
-MOST_COLUMNS = 8
-MOST_ROWS = 48
-MOST_ELEMENTS = 384
+from jaxqr._crossovers import LEAST_BATCH, MOST_ELEMENTS, MOST_ROWS, MOST_UNROLLED_IN_RULES
 
 # Before, XLA gathered a sharded batch wherever a layout was asked for.
 _LAYOUT_IS_SHARDED = jax.__version_info__ >= (0, 11)
 
 
-def suits(*arrays: Any, most_columns: int = MOST_COLUMNS) -> bool:
+def suits(*arrays: Any, most_columns: int = MOST_UNROLLED_IN_RULES) -> bool:
     """Whether these arrays (..., rows, columns) are many small matrices."""
     return all(
         math.prod(x.shape[:-2]) >= LEAST_BATCH
@@ -43,7 +37,8 @@ def innermost(x: Array) -> Array:
     x = x.reshape(-1, rows * columns).T
     if _LAYOUT_IS_SHARDED:  # without it XLA may keep the transpose for a view, and read it slowly
         x = with_layout_constraint(x, Layout(major_to_minor=(0, 1)))
-    return lax.optimization_barrier(x).reshape(rows, columns, -1)
+    in_memory: Array = lax.optimization_barrier(x)
+    return in_memory.reshape(rows, columns, -1)
 
 
 def outermost(x: Array, batch: tuple[int, ...]) -> Array:
@@ -79,15 +74,24 @@ def batch_aware(f: Callable[..., Any]) -> Callable[..., Any]:
 
     @wrapped.defjvp
     def jvp(primals: Any, tangents: Any) -> Any:
-        return jax.jvp(f, primals, tangents)
+        return jax.tree.map(_batch_leading, jax.jvp(f, primals, tangents))
 
     return wrapped
+
+
+def _batch_leading(x: Array) -> Array:
+    """X, with a batch axis that vmap adds in front, where ``mapped`` has it.
+
+    JAX takes it for granted that a custom_jvp function and its rule have it in the same place.
+    Reshaping is what puts it there.
+    """
+    return lax.squeeze(lax.reshape(x, (1, *x.shape)), (0,))
 
 
 def over_matrices(f: Callable[..., Any]) -> Callable[..., Any]:
     """F, of matrices (rows, columns), mapped over leading axes that all arguments share.
 
-    Many small ones f gets as (rows, columns, batch): see :mod:`jaxqr._forward.innermost`.
+    Many small ones f gets as (rows, columns, batch): see :mod:`jaxqr._forward.algebra`.
     """
 
     def one_by_one(*args: Any) -> Any:

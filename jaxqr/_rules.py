@@ -9,8 +9,8 @@ Deep and square QR have no Y; wide QR has k = m, so that Y = Q V; cut earlier, i
 factorization that column pivoting gives, and then Y is more than Q V.
 
 Everything here takes and returns matrices (rows, columns), or many small ones as (rows, columns,
-batch), and knows no transformation and no option. Cotangents follow the convention of the paper, dL = Re tr(G-bar^H dG); JAX's are their
-conjugates. Equation numbers are those of
+batch), and knows no transformation and no option. Cotangents follow the convention of the paper,
+dL = Re tr(G-bar^H dG); JAX's are their conjugates. Equation numbers are those of
 
     D. A. O. Roberts and L. R. Roberts, "QR and LQ Decomposition Matrix Backpropagation Algorithms
     for Square, Wide, and Deep - Real or Complex - Matrices and Their Software Implementation",
@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxqr._forward.algebra import adjoint, matmul, settled
 from jaxqr._forward.blocked import Inverted, lower_of_product, lower_of_upper_product
-from jaxqr._forward.innermost import adjoint, matmul, settled
 
 
 def _where(mask: np.ndarray, x: Array | float, y: Array | float) -> Array:
@@ -59,21 +59,24 @@ def _split(r: Array) -> tuple[Array, Array]:
     return r[:k, :k], r[:k, k:]
 
 
-def _m(q: Array | None, r: Array, q_bar: Array | None, r_bar: Array | None) -> Array:
+def _m(
+    q: Array | None, r: Array, q_bar: Array | None, r_bar: Array | None
+) -> tuple[Array, Array | None]:
     """The lower triangle of M = U U-bar^H - Qp^H Q with Qp = Q-bar + Y V-bar^H (eqs. 9, 10).
 
-    Q^H Y = V, so it needs no Y: M = U U-bar^H - V-bar V^H - Q-bar^H Q.
+    Q^H Y = V, so it needs no Y: M = U U-bar^H - (V V-bar^H)^H - Q-bar^H Q. And V V-bar^H, if any.
     """
     u, v = _split(r)
-    m = jnp.zeros_like(u)
+    m, vv_bar = jnp.zeros_like(u), None
     if r_bar is not None:
         u_bar, v_bar = _split(r_bar)
         m = lower_of_upper_product(u, u_bar)
         if v.shape[1]:
-            m = m - lower_of_product(v_bar, adjoint(v))
+            vv_bar = matmul(v, adjoint(v_bar))
+            m = m - adjoint(vv_bar)
     if q_bar is not None and q is not None:
         m = m - lower_of_product(adjoint(q_bar), q)
-    return settled(m)
+    return settled(m), vv_bar
 
 
 def pullback(
@@ -98,7 +101,10 @@ def pullback(
     q1, q2 = q[:, :k], q[:, k:]
     q1_bar = None if q_bar is None else q_bar[:, :k]
 
-    inner = copyltu(_m(q1, r, q1_bar, r_bar))
+    m, vv_bar = _m(q1, r, q1_bar, r_bar)
+    inner = copyltu(m)
+    if vv_bar is not None and y is None:  # Y = Q V, so Y V-bar^H joins what Q is multiplied by
+        inner = inner + vv_bar
     qp = q1_bar
     if q_bar is not None and q2.shape[1]:  # the complement's frame does not turn: Q2^H dQ2 = 0
         qp = q_bar[:, :k] - matmul(q2, matmul(adjoint(q_bar[:, k:]), q1))
@@ -106,9 +112,7 @@ def pullback(
     if r_bar is not None and v.shape[1]:
         v_bar = r_bar[:k, k:]
         y_bar = matmul(q1, v_bar)
-        if y is None:  # Y = Q V, and Y V-bar^H joins what Q is multiplied by
-            inner = inner + matmul(v, adjoint(v_bar))
-        else:
+        if y is not None:
             yv_bar = matmul(y, adjoint(v_bar))
             qp = yv_bar if qp is None else qp + yv_bar
 
@@ -164,9 +168,10 @@ def pullback_r(x: Array, r: Array, y: Array | None, r_bar: Array) -> Array:
     u, v = _split(r)
     v_bar = r_bar[:, u.shape[1] :]
     inverted = Inverted.of(u)
-    inner = copyltu(_m(None, r, None, r_bar))
-    if v.shape[1] and y is None:
-        inner = inner + matmul(v, adjoint(v_bar))
+    m, vv_bar = _m(None, r, None, r_bar)
+    inner = copyltu(m)
+    if vv_bar is not None and y is None:
+        inner = inner + vv_bar
     factor = inverted.adjoint_right(inner)
     if v.shape[1]:
         factor = jnp.concatenate([factor, v_bar], axis=1)

@@ -84,6 +84,23 @@ def test_a_jacobian_of_one_small_matrix():
     assert_close(ours, theirs, tolerance("float64", a.shape, c=64))
 
 
+@pytest.mark.parametrize("shape", [(3, 2), (2, 3)], ids=str)
+def test_mapped_pullbacks_under_a_jvp(shape):
+    """The batch axis of a function's outputs and of its derivative's are in one place."""
+    a = jnp.asarray(matrix(shape))
+    bars = jnp.asarray(gaussian((4, 2, shape[1])))
+
+    def pulled(a, mapped):
+        _, pullback = jax.vjp(lambda a: jaxqr.qr(a, forward_mode=True)[1], a)
+        return mapped(pullback)(bars)
+
+    ours = jax.jvp(lambda a: pulled(a, jax.vmap), (a,), (a,))
+    one_by_one = jax.jvp(
+        lambda a: pulled(a, lambda f: lambda xs: [jnp.stack([f(x)[0] for x in xs])]), (a,), (a,)
+    )
+    assert_close(ours, one_by_one, tolerance("float64", shape, c=64))
+
+
 def test_a_sharded_batch_stays_where_it_is():
     mesh = Mesh(np.array(jax.devices("cpu")), ("batch",))
     a = jax.device_put(matrix((512, 8, 4)), NamedSharding(mesh, P("batch")))

@@ -7,6 +7,7 @@ from typing import Any
 from jax import Array, lax
 
 from jaxqr._batching import batch_aware, suits
+from jaxqr._crossovers import MOST_UNROLLED
 from jaxqr._forward import batched, cholesky, householder, wide
 
 # What ``method`` may be. "auto" takes only what has the orthogonality of Householder's, and on
@@ -37,7 +38,7 @@ def qr(a: Array, mode: str, method: str) -> tuple[Array, ...]:
 
 
 def _best_on_cpu(a: Array, mode: str) -> Callable[..., tuple[Array, ...]]:
-    if suits(a, most_columns=batched.MOST_UNROLLED):
+    if suits(a, most_columns=MOST_UNROLLED):
         return batched.qr
     if cholesky.suits(a, mode):
         return cholesky.qr
@@ -52,8 +53,8 @@ def refusal(shape: tuple[int, ...], mode: str, method: str, across: tuple[str, s
     ``across`` is how the caller names rows and columns.
     """
     rows, columns = across
-    if method == "batched" and min(shape[-2:]) > batched.MOST_UNROLLED:
-        return f"at most {batched.MOST_UNROLLED} rows or columns, which it unrolls"
+    if method == "batched" and min(shape[-2:]) > MOST_UNROLLED:
+        return f"at most {MOST_UNROLLED} rows or columns, which it unrolls"
     if method == "cholesky" and (shape[-2] < shape[-1] or mode == "complete"):
         return f'at least as many {rows} as {columns}, and no mode "complete"'
     return None

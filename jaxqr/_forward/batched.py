@@ -6,10 +6,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxqr._batching import innermost, outermost
-from jaxqr._forward.innermost import materialized, total
+from jaxqr._forward.algebra import materialized, total
 from jaxqr._forward.reflectors import abs2, scalars
-
-MOST_UNROLLED = 16  # rows or columns: beyond, compiling takes seconds
 
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:
@@ -29,14 +27,14 @@ def qr(a: Array, mode: str) -> tuple[Array, ...]:
 
 
 def _largest(x: Array) -> Array:
-    """The largest magnitude in x (m, n, batch), or 1: divided by it, no square over- or underflows."""
+    """The largest magnitude in x (m, n, batch), or 1: over it, no square over- or underflows."""
     of_columns = materialized(functools.reduce(jnp.maximum, map(jnp.abs, x)))
     largest = functools.reduce(jnp.maximum, of_columns)
     return materialized(jnp.where(largest == 0, 1, largest))
 
 
 def _eliminate(x: Array) -> tuple[list[tuple[Array, Array]], list[Array]]:
-    """The reflectors (v, tau) of x (m, n, batch), v from its 1 on; the rows of R from the diagonal.
+    """The reflectors (v, tau) of x (m, n, batch), v below its 1; the rows of R from the diagonal on.
 
     What a step leaves to do is a matrix with one row and one column less.
     """
@@ -51,7 +49,9 @@ def _eliminate(x: Array) -> tuple[list[tuple[Array, Array]], list[Array]]:
         if not first.shape[0]:
             rows.append(beta)
             break
-        along = total([first, *(jnp.conj(x) * row for x, row in zip(v[:, None], below, strict=True))])
+        along = total(
+            [first, *(jnp.conj(x) * row for x, row in zip(v[:, None], below, strict=True))]
+        )
         w = materialized(jnp.conj(tau)[None] * along)
         rows.append(jnp.concatenate([beta, first - w]))
         x = materialized(below - v[:, None] * w[None])

@@ -6,16 +6,18 @@ times what it costs alone, for its threads compete with XLA's for the cores, and
 contiguous where XLA keeps rows so.
 """
 
+import itertools
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
 from jaxqr._forward import products
-from jaxqr._forward.innermost import adjoint, matmul, substitute, summand
+from jaxqr._forward.algebra import adjoint, matmul, substitute, summand
 
 _BLOCK = 64
 _HALVED = 128
+_STRIPS = 3
 _CACHED = 2**20
 _UNROLLED = 8
 
@@ -28,42 +30,35 @@ def _half(k: int) -> int:
 def lower_of_product(x: Array, y: Array) -> Array:
     """The lower triangle of X Y for x (k, p) and y (p, k); above it, anything.
 
-    By recursive halves: of the upper triangle little more than the diagonal blocks is computed.
-    The halves are copied for it, which does not pay where they are beyond the caches.
+    By strips of rows, each as far as the diagonal. Strips are copied for it, which does not pay
+    where they are beyond the caches.
     """
     k = x.shape[0]
     if k <= _HALVED or x.size > _CACHED:
         return summand(x, y)
-    h = _half(k)
-    return _lower(
-        lower_of_product(x[:h], y[:, :h]),
-        matmul(x[h:], y[:, :h]),
-        lower_of_product(x[h:], y[:, h:]),
-    )
+    return _stacked([matmul(x[i:j], y[:, :j]) for i, j in _strips(k)])
 
 
 def lower_of_upper_product(u: Array, v: Array) -> Array:
     """The lower triangle of U V^H for upper triangular u and v (k, k); above it, anything.
 
-    The zeros of U and V are not multiplied, and what v has below its diagonal is not read.
+    Few zeros of U and V are multiplied, and what v has below its diagonal is not read.
     """
     k = u.shape[0]
     if k <= _HALVED:
         return summand(u, adjoint(v))
-    h = _half(k)
-    v12 = adjoint(v[:h, h:])
-    top = lower_of_upper_product(u[:h, :h], v[:h, :h])
-    return _lower(
-        top + lower_of_product(u[:h, h:], v12),
-        matmul(u[h:, h:], v12),
-        lower_of_upper_product(u[h:, h:], v[h:, h:]),
-    )
+    return _stacked([matmul(u[i:j, i:], adjoint(v[:j, i:])) for i, j in _strips(k)])
 
 
-def _lower(top: Array, corner: Array, bottom: Array) -> Array:
-    zeros = jnp.zeros_like(adjoint(corner))
-    rows = [jnp.concatenate([top, zeros], 1), jnp.concatenate([corner, bottom], 1)]
-    return jnp.concatenate(rows, -2)
+def _strips(k: int) -> list[tuple[int, int]]:
+    cuts = [round(k * i / _STRIPS) for i in range(_STRIPS + 1)]
+    return list(itertools.pairwise(cuts))
+
+
+def _stacked(strips: list[Array]) -> Array:
+    """[[S1, 0], [S2, 0], ..., [Sl]]."""
+    k = strips[-1].shape[1]
+    return jnp.concatenate([jnp.pad(x, ((0, 0), (0, k - x.shape[1]))) for x in strips])
 
 
 class Inverted(NamedTuple):

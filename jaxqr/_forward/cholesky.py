@@ -11,18 +11,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxqr._crossovers import (
+    LEAST_COLUMNS,
+    LEAST_DEPTH,
+    LEAST_SIZE,
+    MOST_COLUMNS,
+    MOST_COLUMNS_OTHERWISE,
+)
 from jaxqr._forward import householder
+from jaxqr._forward.algebra import adjoint, matmul
 from jaxqr._forward.blocked import Inverted, lower_of_product
 from jaxqr._forward.phases import with_positive_diagonal
-from jaxqr._forward.innermost import adjoint, matmul
-
-# Where it gains on a CPU with two cores, float32 and float64, value: 2.2 and 2.0 times LAPACK's
-# speed for 2000 x 200, 1.5 and 1.8 for 100000 x 16, 1.1 and 0.7 for 4000 x 500; R alone 1.6 and
-# 1.5 for 2000 x 200, 0.95 and 1.0 for 100000 x 16.
-_LEAST_COLUMNS = {"reduced": 8, "r": 32}
-_MOST_COLUMNS = 320
-_LEAST_DEPTH = 8
-_LEAST_SIZE = 2**15
 
 # The first Q's departure from orthonormality, and the mean condition of the blocks that are
 # inverted: up to here errors are those of Householder's algorithm (tests/test_cholesky.py).
@@ -32,11 +31,11 @@ _MOST_CONDITION = 8.0
 
 def suits(a: Array, mode: str) -> bool:
     """Whether a (..., m, n) is one matrix, deep enough to gain."""
-    if a.ndim != 2 or mode not in _LEAST_COLUMNS:
+    if a.ndim != 2 or mode not in LEAST_COLUMNS:
         return False
     m, n = a.shape
-    columns = _LEAST_COLUMNS[mode] <= n <= _MOST_COLUMNS
-    return columns and m >= _LEAST_DEPTH * n and m * n >= _LEAST_SIZE
+    most = MOST_COLUMNS.get(a.dtype.name, MOST_COLUMNS_OTHERWISE)
+    return LEAST_COLUMNS[mode] <= n <= most and m >= LEAST_DEPTH * n and m * n >= LEAST_SIZE
 
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:

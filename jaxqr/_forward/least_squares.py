@@ -22,7 +22,7 @@ from jax import Array, lax
 from jaxqr import _forward
 from jaxqr._batching import batch_aware, over_matrices, suits
 from jaxqr._forward import householder, pivoting, products
-from jaxqr._forward.innermost import adjoint, matmul, solve_adjoint_left, solve_left
+from jaxqr._forward.algebra import adjoint, matmul, solve_adjoint_left, solve_left
 
 Root = tuple[Array, ...]
 
@@ -86,7 +86,9 @@ def _rank_revealing(a: Array, rcond: Array) -> tuple[Root, Array]:
     diagonal = jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
     # Not "diagonal > ...": what is not a number must not be dropped but be seen.
     keep = ~(diagonal <= rcond * diagonal[..., :1])
-    z, t = householder.qr(products.adjoint(r), "reduced")  # up to the rank, what lies beyond plays no part
+    z, t = householder.qr(
+        products.adjoint(r), "reduced"
+    )  # up to the rank, what lies beyond plays no part
     columns = keep[..., None, :]
     t = jnp.where(columns, t, jnp.eye(k, dtype=t.dtype))
     w = jnp.where(columns, z, 0)

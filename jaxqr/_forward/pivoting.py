@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxqr._forward import householder
-from jaxqr._forward.reflectors import reflector, scale_of
 from jaxqr._forward.products import adjoint, matmul
+from jaxqr._forward.reflectors import reflector, scale_of
 
 
 def take_columns(a: Array, p: Array) -> Array:

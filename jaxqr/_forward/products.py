@@ -1,4 +1,4 @@
-"""Products and triangular solves of matrices (..., rows, columns), in the package's one precision."""
+"""Products and triangular solves of matrices (..., rows, columns), in one precision."""
 
 import jax.numpy as jnp
 from jax import Array, lax

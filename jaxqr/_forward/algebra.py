@@ -1,4 +1,4 @@
-"""The same for one matrix (rows, columns), or many small ones as (rows, columns, batch).
+"""Products and solves of one matrix (rows, columns), or many small ones (rows, columns, batch).
 
 For many small ones everything is written out, so that it is elementwise along the batch: a batch of
 tiny products as a dot is a loop over calls.
@@ -39,7 +39,7 @@ def matmul(x: Array, y: Array) -> Array:
 
 
 def summand(x: Array, y: Array) -> Array:
-    """X Y likewise, to be added to others before it is :func:`settled`, which saves memory traffic."""
+    """X Y likewise, to be added to others and :func:`settled` then: that saves memory traffic."""
     if x.ndim == 2:
         return products.matmul(x, y)
     return total(x[:, i, None] * y[None, i] for i in range(x.shape[1]))

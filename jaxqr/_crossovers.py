@@ -1,0 +1,34 @@
+"""Where "auto" leaves LAPACK on a CPU: one table, with the measurements that it goes by.
+
+How many times as fast the value is, float32 | float64; two cores, JAX 0.12 (``python -m bench``)::
+
+    batched     10000 of 8 x 4    8.5 | 4.5     4096 of 16 x 16  3.3 | 1.8    64 of 16 x 16  5.3
+                2000 of 20 x 6    3.4 | 1.9     1000 of 12 x 30  3.6 | 2.1    64 of 8 x 4    3.6
+                2000 of 64 x 6    1.3 | 0.7     2000 of 48 x 8   1.7
+    cholesky    2000 x 200        2.3 | 2.0     20000 x 64       1.8 | 2.4    100000 x 16  1.7 | 1.8
+                2000 x 300        1.6 | 1.5     5000 x 500       1.2 | 0.9
+                R alone: 2000 x 200  1.6 | 1.4, 20000 x 64  1.0 | 1.4, 100000 x 16  0.95 | 1.0
+    wide        207 x 277         1.3 | 1.2     200 x 1000       3.5 | 2.8    500 x 600    1.0 | 1.0
+                R alone: 207 x 277  0.9 | 0.9, 200 x 1000  3.2 | 2.1, 256 of 32 x 64  1.0 | 1.0
+
+With the batch axis innermost the derivative's products gain up to 8 columns (10000 of 8 x 4: the
+gradient and value 12 | 4.0); for 16 x 16, as a batch of dots they take 4.3 | 9.5 ms instead of
+8 | 22. Beyond 16 columns unrolling costs seconds of compile time.
+"""
+
+# batched: many small matrices (..., rows, columns), unrolled with the batch axis innermost
+LEAST_BATCH = 64
+MOST_UNROLLED = 16  # the smaller of rows and columns, for the factors
+MOST_UNROLLED_IN_RULES = 8  # likewise, for the derivatives
+MOST_ROWS = 48  # the larger
+MOST_ELEMENTS = 384
+
+# cholesky: one deep matrix
+LEAST_DEPTH = 8  # rows by columns
+LEAST_COLUMNS = {"reduced": 8, "r": 32}
+MOST_COLUMNS = {"float32": 512}
+MOST_COLUMNS_OTHERWISE = 320
+LEAST_SIZE = 2**15
+
+# wide: columns by rows
+LEAST_WIDTH = {"reduced": 1.25, "complete": 1.25, "r": 2.0}

@@ -1,0 +1,118 @@
+"""Every algorithm that "auto" may choose is as accurate as LAPACK, within a factor of four.
+
+Residual, departure from orthonormality, and the gradient's error against extended precision, for
+prescribed spectra: next to jnp.linalg.qr and its own derivative on the same matrices.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from extended import X87, extended, extended_pullback, extended_qr
+from numerics import gaussian, matrix, norm
+
+import jaxqr
+
+BATCH = 64  # enough for the batched algorithm
+ALGORITHMS = {
+    "batched, deep": ((BATCH, 8, 4), {}),
+    "batched, square": ((BATCH, 10, 10), {}),
+    "batched, wide": ((BATCH, 5, 12), {}),
+    "cholesky": ((300, 20), {"method": "cholesky"}),
+    "wide": ((20, 50), {}),
+}
+
+
+def full_rank(shape, dtype):
+    """Matrices of full rank, by name."""
+    eps = np.finfo(dtype).eps
+    plain = matrix(shape, dtype)
+    tiny = plain.dtype.type(1e-30 if eps > 1e-10 else 1e-150)
+    grades = np.geomspace(1, 1e-10, shape[1]).astype(dtype)
+    powers = [p for p in (0, 1, 2, 3, 5, 8, 12, 15) if 10.0**p * eps < 0.05]
+    return {f"1e{p}": matrix(shape, dtype, 10.0**p) for p in powers} | {
+        "gaussian": gaussian(shape, dtype),
+        "graded": plain * grades,
+        "graded the other way": plain * grades[::-1],
+        "tiny": plain * tiny,
+        "huge": plain / tiny,
+    }
+
+
+def deficient(shape, dtype):
+    """Matrices with fewer independent columns among the leading ones."""
+    plain = matrix(shape, dtype)
+    zero, repeated = plain.copy(), plain.copy()
+    zero[:, 2] = 0
+    repeated[:, 3] = repeated[:, 1]
+    return {
+        "zero column": zero,
+        "repeated column": repeated,
+        "zero": np.zeros_like(plain),
+        "ones": np.ones_like(plain),
+        "1e15": matrix(shape, dtype, 1e15),
+    }
+
+
+def stacked(shape, kinds):
+    """The matrices as a batch, where the shape is one: repeated until it is full."""
+    if len(shape) == 2:
+        return list(kinds.values())
+    values = list(kinds.values())
+    return [np.stack([values[i % len(values)] for i in range(shape[0])])]
+
+
+def each(shape, outputs):
+    """The matrices' outputs one by one, from those of the calls."""
+    return [x for out in outputs for x in (zip(*out, strict=True) if len(shape) > 2 else [out])]
+
+
+def errors(a, q, r):
+    """Of one matrix: the residual relative to its norm, and |Q^H Q - I|."""
+    scale = float(np.abs(a).max()) or 1.0
+    a, r = a.astype("float64") / scale, np.asarray(r).astype("float64") / scale
+    q = np.asarray(q).astype("float64")
+    return norm(q @ r - a) / (norm(a) or 1), norm(q.T @ q - np.eye(q.shape[1]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_factors(algorithm, dtype):
+    shape, options = ALGORITHMS[algorithm]
+    kinds = full_rank(shape[-2:], dtype) | deficient(shape[-2:], dtype)
+    given = stacked(shape, kinds)
+    ours = each(shape, [jaxqr.qr(a, **options) for a in given])
+    theirs = each(shape, [tuple(jnp.linalg.qr(a)) for a in given])
+    floor = 4 * float(np.finfo(dtype).eps)
+    for (kind, a), mine, other in zip(kinds.items(), ours, theirs, strict=False):
+        for x, y in zip(errors(a, *mine), errors(a, *other), strict=True):
+            assert x <= 4 * max(y, floor), kind
+
+
+@pytest.mark.skipif(not X87, reason="long double is no wider than double here")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_gradients(algorithm, dtype):
+    shape, options = ALGORITHMS[algorithm]
+    k = min(shape[-2:])
+    q_bar = gaussian((shape[-2], k), dtype)
+    r_bar = np.triu(gaussian((k, shape[-1]), dtype))
+
+    def pull(qr, a):
+        (_, r), pullback = jax.vjp(lambda a: tuple(qr(a)), a)
+        # As if R's diagonal were positive.
+        signs = np.sign(np.diagonal(np.asarray(r), axis1=-2, axis2=-1))
+        bars = q_bar * signs[..., None, :], r_bar * signs[..., :, None]
+        return np.asarray(pullback(bars)[0])
+
+    kinds = full_rank(shape[-2:], dtype)
+    given = stacked(shape, kinds)
+    ours = each(shape, [(pull(lambda a: jaxqr.qr(a, **options), a),) for a in given])
+    theirs = each(shape, [(pull(jnp.linalg.qr, a),) for a in given])
+    floor = 4 * float(np.finfo(dtype).eps)
+    for (kind, a), (mine,), (other,) in zip(kinds.items(), ours, theirs, strict=False):
+        exact = extended(a)
+        expected = extended_pullback(exact, *extended_qr(exact), extended(q_bar), extended(r_bar))
+        scale = float(np.abs(expected).max())
+        error, of_jax = (norm((x - expected) / scale) for x in (mine, other))
+        assert error <= 4 * max(of_jax, floor), f"{kind}: {error:.1e}, JAX {of_jax:.1e}"
