@@ -9,7 +9,7 @@ How many times as fast the value is, float32 | float64; two cores, JAX 0.12 (``p
                 2000 x 300        1.6 | 1.5     5000 x 500       1.2 | 0.9
                 R alone: 2000 x 200  1.6 | 1.4, 20000 x 64  1.0 | 1.4, 100000 x 16  0.95 | 1.0
     wide        207 x 277         1.3 | 1.2     200 x 1000       3.5 | 2.8    500 x 600    1.0 | 1.0
-                R alone: 207 x 277  0.9 | 0.9, 200 x 1000  3.2 | 2.1, 256 of 32 x 64  1.0 | 1.0
+                R alone: 207 x 277  1.3 | 1.4, 200 x 1000  2.8 | 2.8, 500 x 600  1.1 | 0.9
 
 With the batch axis innermost the derivative's products gain up to 8 columns (10000 of 8 x 4: the
 gradient and value 12 | 4.0); for 16 x 16, as a batch of dots they take 4.3 | 9.5 ms instead of
@@ -31,4 +31,4 @@ MOST_COLUMNS_OTHERWISE = 320
 LEAST_SIZE = 2**15
 
 # wide: columns by rows
-LEAST_WIDTH = {"reduced": 1.25, "complete": 1.25, "r": 2.0}
+LEAST_WIDTH = 1.25

@@ -42,7 +42,7 @@ def _best_on_cpu(a: Array, mode: str) -> Callable[..., tuple[Array, ...]]:
         return batched.qr
     if cholesky.suits(a, mode):
         return cholesky.qr
-    if wide.suits(a, mode):
+    if wide.suits(a):
         return wide.qr
     return householder.qr
 

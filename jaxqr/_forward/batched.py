@@ -34,7 +34,7 @@ def _largest(x: Array) -> Array:
 
 
 def _eliminate(x: Array) -> tuple[list[tuple[Array, Array]], list[Array]]:
-    """The reflectors (v, tau) of x (m, n, batch), v below its 1; the rows of R from the diagonal on.
+    """The reflectors (v, tau) of x (m, n, batch), v below its 1; R's rows from the diagonal on.
 
     What a step leaves to do is a matrix with one row and one column less.
     """

@@ -13,6 +13,14 @@ def qr(a: Array, mode: str) -> tuple[Array, ...]:
     return real_diagonal(*factors)
 
 
+def triangle_and_product(a: Array, b: Array) -> tuple[Array, Array]:
+    """U and the first n rows of Q^H B without Q, for a (..., m, n), m >= n, and b (..., m, p)."""
+    transposed, taus = jnp.linalg.qr(a, mode="raw")
+    reflectors, n = transposed.mT, a.shape[-1]
+    c = lax.linalg.ormqr(reflectors, taus, b, left=True, transpose=True)
+    return jnp.triu(reflectors[..., :n, :]), c[..., :n, :]
+
+
 def real_diagonal(*factors: Array) -> tuple[Array, ...]:
     """The same factors with a real diagonal of R.
 

@@ -17,7 +17,7 @@ and of Q the first m rows suffice. The normal equations are never formed.
 """
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jaxqr import _forward
 from jaxqr._batching import batch_aware, over_matrices, suits
@@ -69,10 +69,7 @@ def _reduce(a: Array, b: Array) -> tuple[Array, Array]:
     if suits(a, b):
         (r,) = _forward.qr(jnp.concatenate([a, b], axis=-1), "r", "auto")
         return r[..., :n, :n], r[..., :n, n:]
-    transposed, taus = jnp.linalg.qr(a, mode="raw")
-    reflectors = transposed.mT
-    c = lax.linalg.ormqr(reflectors, taus, b, left=True, transpose=True)
-    return jnp.triu(reflectors[..., :n, :]), c[..., :n, :]
+    return householder.triangle_and_product(a, b)
 
 
 def _rank_revealing(a: Array, rcond: Array) -> tuple[Root, Array]:

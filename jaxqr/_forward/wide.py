@@ -1,6 +1,7 @@
-"""Wide matrices by the paper's partition, A = [X | Y]: X alone is factored, V = Q^H Y is a product.
+"""Wide matrices by the paper's partition, A = [X | Y]: X alone is factored, and V = Q^H Y.
 
-As orthonormal as the Q of X is, and as accurate: Q is square, so Y - Q V is rounding alone.
+As orthonormal as the Q of X is, and as accurate: Q is square, so Y - Q V is rounding alone. Where
+R alone is wanted, the reflectors of X are applied to Y, and Q is not formed.
 """
 
 import jax.numpy as jnp
@@ -11,15 +12,18 @@ from jaxqr._forward import householder
 from jaxqr._forward.products import adjoint, matmul
 
 
-def suits(a: Array, mode: str) -> bool:
+def suits(a: Array) -> bool:
     """Whether a (..., m, n) is wide enough to gain."""
     m, n = a.shape[-2:]
-    return n >= LEAST_WIDTH[mode] * m
+    return n >= LEAST_WIDTH * m
 
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:
     """(q, r), or (r,) in mode "r", of a (..., m, n), m <= n."""
     m = a.shape[-2]
-    q, u = householder.qr(a[..., :m], "reduced")
-    r = jnp.concatenate([u, matmul(adjoint(q), a[..., m:])], axis=-1)
-    return (r,) if mode == "r" else (q, r)
+    x, y = a[..., :m], a[..., m:]
+    if mode == "r":
+        u, v = householder.triangle_and_product(x, y)
+        return (jnp.concatenate([u, v], axis=-1),)
+    q, u = householder.qr(x, "reduced")
+    return q, jnp.concatenate([u, matmul(adjoint(q), y)], axis=-1)
