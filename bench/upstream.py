@@ -137,6 +137,22 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def summary(results: list[dict[str, Any]]) -> str:
+    """After / before, geometric mean and range over the shapes."""
+    names = {"flops": "flops", "temp": "temporaries", "compile_s": "compile time", "ms": "run time"}
+    names = {key: name for key, name in names.items() if f"{key}_jax" in results[0]}
+    lines = [["", *names.values()], ["---"] * (1 + len(names))]
+    for mode, ad in dict.fromkeys((row["mode"], row["ad"]) for row in results):
+        rows = [row for row in results if (row["mode"], row["ad"]) == (mode, ad)]
+        line = [f"{mode} ({len(rows)} shapes), {ad}"]
+        for key in names:
+            ratios = [row[f"{key}_offered"] / row[f"{key}_jax"] for row in rows]
+            mean = statistics.geometric_mean(ratios)
+            line.append(f"{mean:.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        lines.append(line)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def worse(row: dict[str, Any]) -> bool:
     names = [
         name for name in ("flops", "temp", "lapack") if row[f"{name}_offered"] > row[f"{name}_jax"]
@@ -161,6 +177,7 @@ def main() -> None:
     print(f"jax {jax.__version__}, {options.dtype}, {jax.devices()[0].device_kind}\n")
     shown = [row for row in results if worse(row)] if options.worse else results
     print(table(shown))
+    print(f"\nAfter / before, geometric mean (range):\n\n{summary(results)}")
     if options.json:
         with open(options.json, "w", encoding="utf-8") as out:
             json.dump(results, out, indent=1)
