@@ -129,7 +129,8 @@ def test_qr_equals_jax(mode, shape, dtype):
     theirs, their_pullback = jax.vjp(lambda a: jax.tree.leaves(jnp.linalg.qr(a, mode=mode)), a)
     ours, our_pullback = jax.vjp(lambda a: jax.tree.leaves(jaxqr.qr(a, mode=mode)), a)
     bars = random_like(theirs)
-    assert_close(ours, theirs, 0)
+    wide = shape[-2] < shape[-1]  # of which LAPACK gets the leading block alone
+    assert_close(ours, theirs, tolerance(dtype, shape, 1) if wide else 0)
     assert_close(our_pullback(bars), their_pullback(bars), tolerance(dtype, shape, c=64))
 
 
