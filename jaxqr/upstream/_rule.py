@@ -58,8 +58,9 @@ def _deep_qr_jvp(q, r, dx):
   # a rotation within the complement, which X does not determine. Choose zero,
   # the derivative of least norm: it is right for all that depends on Q2
   # through its span alone, and finite wherever U is invertible.
-  k = lax.concatenate((w, _H(dx_rinv) @ q2), q.ndim - 1)
-  return _pad_zeros(dx_rinv, q.shape) + q1 @ -k, _pad_zeros(w @ u, r.shape)
+  dq1, dq2 = dx_rinv + q1 @ -w, q1 @ -(_H(dx_rinv) @ q2)
+  dq = lax.concatenate((dq1, dq2), q.ndim - 1)
+  return dq, _pad_zeros(w @ u, r.shape)
 
 def _wide_qr_jvp(q, r, dx):
   """JVP for QR decompositions of [..., m, n] matrices with m < n."""
