@@ -26,8 +26,8 @@ MOST_ELEMENTS = 384
 # cholesky: one deep matrix
 LEAST_DEPTH = 8  # rows by columns
 LEAST_COLUMNS = {"reduced": 8, "r": 32}
-MOST_COLUMNS = {"float32": 512}
-MOST_COLUMNS_OTHERWISE = 320
+MOST_COLUMNS = 320
+MOST_COLUMNS_OF_FLOAT32 = 512  # with Q
 LEAST_SIZE = 2**15
 
 # wide: columns by rows

@@ -15,11 +15,11 @@ from jax import Array
 from jaxqr._forward import products
 from jaxqr._forward.algebra import adjoint, matmul, substitute, summand
 
-_BLOCK = 64
-_HALVED = 128
+_BLOCK = 64  # columns of a diagonal block
+_UNROLLED = 8  # columns of the smallest, inverted by substitution
+_WHOLE = 128  # columns up to which products are made in one piece
+_CACHED = 2**20  # elements up to which they are not
 _STRIPS = 3
-_CACHED = 2**20
-_UNROLLED = 8
 
 
 def _half(k: int) -> int:
@@ -34,7 +34,7 @@ def lower_of_product(x: Array, y: Array) -> Array:
     where they are beyond the caches.
     """
     k = x.shape[0]
-    if k <= _HALVED or x.size > _CACHED:
+    if k <= _WHOLE or x.size > _CACHED:
         return summand(x, y)
     return _stacked([matmul(x[i:j], y[:, :j]) for i, j in _strips(k)])
 
@@ -45,7 +45,7 @@ def lower_of_upper_product(u: Array, v: Array) -> Array:
     Few zeros of U and V are multiplied, and what v has below its diagonal is not read.
     """
     k = u.shape[0]
-    if k <= _HALVED:
+    if k <= _WHOLE:
         return summand(u, adjoint(v))
     return _stacked([matmul(u[i:j, i:], adjoint(v[:j, i:])) for i, j in _strips(k)])
 

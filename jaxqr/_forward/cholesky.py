@@ -16,7 +16,7 @@ from jaxqr._crossovers import (
     LEAST_DEPTH,
     LEAST_SIZE,
     MOST_COLUMNS,
-    MOST_COLUMNS_OTHERWISE,
+    MOST_COLUMNS_OF_FLOAT32,
 )
 from jaxqr._forward import householder
 from jaxqr._forward.algebra import adjoint, matmul
@@ -34,7 +34,8 @@ def suits(a: Array, mode: str) -> bool:
     if a.ndim != 2 or mode not in LEAST_COLUMNS:
         return False
     m, n = a.shape
-    most = MOST_COLUMNS.get(a.dtype.name, MOST_COLUMNS_OTHERWISE)
+    with_q_single = mode == "reduced" and a.dtype == jnp.float32
+    most = MOST_COLUMNS_OF_FLOAT32 if with_q_single else MOST_COLUMNS
     return LEAST_COLUMNS[mode] <= n <= most and m >= LEAST_DEPTH * n and m * n >= LEAST_SIZE
 
 
