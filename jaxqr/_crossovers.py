@@ -23,12 +23,13 @@ MOST_UNROLLED_IN_RULES = 8  # likewise, for the derivatives
 MOST_ROWS = 48  # the larger
 MOST_ELEMENTS = 384
 
-# cholesky: one deep matrix
+# cholesky: one deep matrix, real but where it is narrow
 LEAST_DEPTH = 8  # rows by columns
 LEAST_COLUMNS = {"reduced": 8, "r": 32}
 MOST_COLUMNS = 320
 MOST_COLUMNS_OF_FLOAT32 = 512  # with Q
+MOST_COLUMNS_OF_COMPLEX = 16  # XLA's complex products are slow: 2000 x 200 takes 2.4 times as long
 LEAST_SIZE = 2**15
 
-# wide: columns by rows
+# wide: columns by rows, real
 LEAST_WIDTH = 1.25

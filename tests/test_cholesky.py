@@ -103,8 +103,8 @@ def test_shapes_it_cannot_take():
 
 
 def test_auto_takes_it_for_deep_input():
-    def lowers_to_potrf(shape, **options):
-        a = jax.ShapeDtypeStruct(shape, "float64")
+    def lowers_to_potrf(shape, dtype="float64", **options):
+        a = jax.ShapeDtypeStruct(shape, dtype)
         traced = jax.jit(lambda a: jaxqr.qr(a, **options)).trace(a)
         return "potrf" in traced.lower(lowering_platforms=("cpu",)).as_text()
 
@@ -116,7 +116,11 @@ def test_auto_takes_it_for_deep_input():
         ((100, 32), {}),
         ((2, 4000, 32), {}),
         ((6000, 600), {}),
+        ((4000, 400), {"mode": "r"}),
     ):
         assert not lowers_to_potrf(shape, **options)
+    assert lowers_to_potrf((4000, 400), dtype="float32")
+    assert not lowers_to_potrf((4000, 400))
+    assert not lowers_to_potrf((4000, 32), dtype="complex64")
     traced = jax.jit(jaxqr.qr).trace(jax.ShapeDtypeStruct((4000, 32), "float32"))
     assert "potrf" not in traced.lower(lowering_platforms=("cuda",)).as_text()

@@ -16,6 +16,7 @@ from jaxqr._crossovers import (
     LEAST_DEPTH,
     LEAST_SIZE,
     MOST_COLUMNS,
+    MOST_COLUMNS_OF_COMPLEX,
     MOST_COLUMNS_OF_FLOAT32,
 )
 from jaxqr._forward import householder
@@ -34,8 +35,11 @@ def suits(a: Array, mode: str) -> bool:
     if a.ndim != 2 or mode not in LEAST_COLUMNS:
         return False
     m, n = a.shape
-    with_q_single = mode == "reduced" and a.dtype == jnp.float32
-    most = MOST_COLUMNS_OF_FLOAT32 if with_q_single else MOST_COLUMNS
+    most = MOST_COLUMNS
+    if jnp.iscomplexobj(a):
+        most = MOST_COLUMNS_OF_COMPLEX
+    elif mode == "reduced" and a.dtype == jnp.float32:
+        most = MOST_COLUMNS_OF_FLOAT32
     return LEAST_COLUMNS[mode] <= n <= most and m >= LEAST_DEPTH * n and m * n >= LEAST_SIZE
 
 

@@ -13,9 +13,9 @@ from jaxqr._forward.products import adjoint, matmul
 
 
 def suits(a: Array) -> bool:
-    """Whether a (..., m, n) is wide enough to gain."""
+    """Whether a (..., m, n) is wide enough to gain, and real: complex products are slow."""
     m, n = a.shape[-2:]
-    return n >= LEAST_WIDTH * m
+    return n >= LEAST_WIDTH * m and not jnp.iscomplexobj(a)
 
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:
