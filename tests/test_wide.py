@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numerics import DTYPES, assert_close, check_qr, gaussian, random_like, tolerance
+from numerics import assert_close, check_qr, gaussian, random_like, tolerance
 
 import jaxqr
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", [(20, 50), (3, 20, 25), (1, 3)], ids=str)
 def test_factors_and_gradients_are_householders(shape, dtype):
     a = jnp.asarray(gaussian(shape, dtype))
@@ -28,13 +28,13 @@ def test_factors_and_gradients_are_householders(shape, dtype):
             check_qr(np.asarray(a), *map(np.asarray, ours[0]), tolerance(dtype, shape, 1))
 
 
-def factored_by_lapack(shape, **options):
+def factored_by_lapack(shape, dtype="float64", **options):
     """Whether LAPACK gets a matrix of this shape, and of its leading block's."""
-    traced = jax.jit(lambda a: jaxqr.qr(a, **options)).trace(jax.ShapeDtypeStruct(shape, "float64"))
+    traced = jax.jit(lambda a: jaxqr.qr(a, **options)).trace(jax.ShapeDtypeStruct(shape, dtype))
     text = traced.lower(lowering_platforms=("cpu",)).as_text()
     calls = "\n".join(line for line in text.splitlines() if "geqrf" in line)
     m, n = shape
-    return f"tensor<{m}x{n}xf64>" in calls, f"tensor<{m}x{m}xf64>" in calls
+    return f"tensor<{m}x{n}x" in calls, f"tensor<{m}x{m}x" in calls
 
 
 def test_auto_takes_the_leading_block_of_wide_input():
@@ -42,6 +42,7 @@ def test_auto_takes_the_leading_block_of_wide_input():
     assert factored_by_lapack((20, 50), mode="r") == (False, True)
     assert factored_by_lapack((20, 22)) == (True, False)
     assert factored_by_lapack((20, 50), method="householder") == (True, False)
+    assert factored_by_lapack((20, 50), dtype="complex128") == (True, False)
 
 
 def test_nan_stays_in_its_column():
