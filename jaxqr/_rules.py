@@ -20,21 +20,20 @@ A cotangent that is None is zero, and costs nothing.
 """
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from jaxqr._forward.algebra import adjoint, matmul, settled
 from jaxqr._forward.blocked import Inverted, lower_of_product, lower_of_upper_product
 
 
-def _where(mask: np.ndarray, x: Array | float, y: Array | float) -> Array:
+def _where(mask: Array, x: Array | float, y: Array | float) -> Array:
     """Elements of x or y as a mask (rows, columns) has it."""
     ndim = max(jnp.ndim(x), jnp.ndim(y))
     return jnp.where(mask.reshape(mask.shape + (1,) * (ndim - 2)), x, y)
 
 
-def _above(k: int) -> np.ndarray:
-    return np.tri(k, dtype=bool, k=-1).T
+def _above(k: int) -> Array:
+    return jnp.tri(k, k=-1, dtype=bool).T
 
 
 def copyltu(m: Array) -> Array:
@@ -43,14 +42,14 @@ def copyltu(m: Array) -> Array:
     hermitian = _where(_above(k), adjoint(m), m)
     if not jnp.iscomplexobj(m):
         return hermitian
-    return _where(np.eye(k, dtype=bool), m.real.astype(m.dtype), hermitian)
+    return _where(jnp.eye(k, dtype=bool), m.real.astype(m.dtype), hermitian)
 
 
 def _upper_of_twice_hermitian(c: Array) -> Array:
     """The upper triangle of C + C^H with Re(diag C) on the diagonal: W of Lemma 1."""
     k = c.shape[0]
     above = _where(_above(k), c + adjoint(c), 0)
-    return _where(np.eye(k, dtype=bool), c.real.astype(c.dtype), above)
+    return _where(jnp.eye(k, dtype=bool), c.real.astype(c.dtype), above)
 
 
 def _split(r: Array) -> tuple[Array, Array]:
