@@ -54,11 +54,12 @@ def _deep_qr_jvp(q, r, dx):
   if not q2.shape[-1]:
     return dx_rinv + q1 @ -w, w @ u
   # Full matrices. The columns Q2 are any orthonormal basis of the complement
-  # of Q1. Q1^H dQ2 = -(Q2^H dQ1)^H = -(Q2^H dX U^{-1})^H is given. Q2^H dQ2 is
-  # a rotation within the complement, which X does not determine. Choose zero,
-  # the derivative of least norm: it is right for all that depends on Q2
-  # through its span alone, and finite wherever U is invertible.
-  dq1, dq2 = dx_rinv + q1 @ -w, q1 @ -(_H(dx_rinv) @ q2)
+  # of Q1. Q1^H Q2 = 0 makes Q1^H dQ2 = -dQ1^H Q2. Q2^H dQ2 is a rotation within
+  # the complement, which X does not determine. Choose zero, the derivative of
+  # least norm: it is right for all that depends on Q2 through its span alone,
+  # and finite wherever U is invertible.
+  dq1 = dx_rinv + q1 @ -w
+  dq2 = q1 @ -(_H(dq1) @ q2)
   dq = lax.concatenate((dq1, dq2), q.ndim - 1)
   return dq, _pad_zeros(w @ u, r.shape)
 
