@@ -1,6 +1,6 @@
 """Where "auto" leaves LAPACK on a CPU: one table, with the measurements that it goes by.
 
-How many times as fast the value is, float32 | float64; two cores, JAX 0.12 (``python -m bench``)::
+How many times as fast the value is, float32 | float64; two cores, JAX 0.12, taking turns::
 
     batched     10000 of 8 x 4    8.5 | 4.5     4096 of 16 x 16  3.3 | 1.8    64 of 16 x 16  5.3
                 2000 of 20 x 6    3.4 | 1.9     1000 of 12 x 30  3.6 | 2.1    64 of 8 x 4    3.6

@@ -49,13 +49,15 @@ def _eliminate(x: Array) -> tuple[list[tuple[Array, Array]], list[Array]]:
         if not first.shape[0]:
             rows.append(beta)
             break
-        along = total(
-            [first, *(jnp.conj(x) * row for x, row in zip(v[:, None], below, strict=True))]
-        )
-        w = materialized(jnp.conj(tau)[None] * along)
+        w = materialized(jnp.conj(tau)[None] * total([first, *_terms(v, below)]))
         rows.append(jnp.concatenate([beta, first - w]))
         x = materialized(below - v[:, None] * w[None])
     return reflectors, rows
+
+
+def _terms(v: Array, x: Array) -> list[Array]:
+    """What v^H X sums up, for v (m, batch) and x (m, n, batch)."""
+    return [jnp.conj(element) * row for element, row in zip(v[:, None], x, strict=True)]
 
 
 def _q(reflectors: list[tuple[Array, Array]], columns: int) -> Array:
@@ -69,8 +71,7 @@ def _q(reflectors: list[tuple[Array, Array]], columns: int) -> Array:
     for v, tau in reversed(reflectors):
         turned = jnp.concatenate([1 - tau[None], -tau[None] * v])[:, None]
         if q.shape[1]:
-            along = total(jnp.conj(x) * row for x, row in zip(v[:, None], q, strict=True))
-            w = materialized(tau[None] * along)
+            w = materialized(tau[None] * total(_terms(v, q)))
             others = jnp.concatenate([-w[None], q - v[:, None] * w[None]])
             turned = jnp.concatenate([turned, others], axis=1)
         q = materialized(turned)
