@@ -9,14 +9,14 @@ contiguous where XLA keeps rows so.
 import itertools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxqr._forward import products
-from jaxqr._forward.algebra import adjoint, matmul, substitute, summand
+from jaxqr._forward.algebra import adjoint, matmul, solve_left, summand
 
 _BLOCK = 64  # columns of a diagonal block
-_UNROLLED = 8  # columns of the smallest, inverted by substitution
 _WHOLE = 128  # columns up to which products are made in one piece
 _CACHED = 2**20  # elements up to which they are not
 _STRIPS = 3
@@ -71,15 +71,15 @@ class Inverted(NamedTuple):
     def of(cls, u: Array) -> "Inverted":
         """Of u, the upper triangle alone is read."""
         k = u.shape[0]
-        if k <= _UNROLLED or u.ndim > 2:
-            return cls(u, (substitute(u, _identity_like(u)),))
-        blocks = [u[j : j + _BLOCK, j : j + _BLOCK] for j in range(0, k, _BLOCK)]
-        size = _UNROLLED
-        while size < min(k, _BLOCK):
-            size *= 2
-        inverses = _inverse(jnp.stack([_padded(block, size) for block in blocks]))
-        sizes = [block.shape[0] for block in blocks]
-        return cls(u, tuple(inverses[i, :s, :s] for i, s in enumerate(sizes)))
+        if k <= _BLOCK or u.ndim > 2:
+            return cls(u, (solve_left(u, _identity_like(u)),))
+        # The last block begins early enough to be whole: of its inverse the last rows and columns
+        # are the inverse of its own.
+        starts = [min(j, k - _BLOCK) for j in range(0, k, _BLOCK)]
+        blocks = jnp.stack([u[j : j + _BLOCK, j : j + _BLOCK] for j in starts])
+        *inverses, last = products.solve_left(blocks, jax.vmap(_identity_like)(blocks))
+        own = k - _BLOCK * len(inverses)
+        return cls(u, (*inverses, last[-own:, -own:]))
 
     def _split(self) -> tuple["Inverted", Array, "Inverted", int]:
         """[[U11, U12], [0, U22]], and the size of U11."""
@@ -131,39 +131,3 @@ def _identity_like(u: Array) -> Array:
     k = u.shape[0]
     identity = jnp.eye(k, dtype=u.dtype).reshape(k, k, *[1] * (u.ndim - 2))
     return jnp.broadcast_to(identity, u.shape)
-
-
-def _padded(u: Array, size: int) -> Array:
-    """[[U, 0], [0, I]] of this size."""
-    rest = size - u.shape[0]
-    if not rest:
-        return u
-    below = jnp.diag(jnp.arange(size) >= u.shape[0]).astype(u.dtype)
-    return jnp.pad(u, [(0, rest)] * 2) + below
-
-
-def _inverse(u: Array) -> Array:
-    """U^-1 for upper triangular u (..., k, k) with k a power of two times the smallest size.
-
-    By doubling: [[A, B], [0, D]]^-1 = [[A^-1, -A^-1 B D^-1], [0, D^-1]], for all diagonal blocks of
-    one size at once. LAPACK's threads would still be in the way of the products that follow.
-    """
-    k, s = u.shape[-1], _UNROLLED
-    smallest = _diagonal_blocks(u, s, 0)
-    inverse = jnp.moveaxis(smallest.reshape(-1, s, s), 0, -1)
-    inverse = jnp.moveaxis(substitute(inverse, _identity_like(inverse)), -1, 0)
-    inverse = inverse.reshape(smallest.shape)
-    while s < k:
-        a, d = inverse[..., ::2, :, :], inverse[..., 1::2, :, :]
-        b = _diagonal_blocks(u, s, s)[..., ::2, :, :]
-        corner = -products.matmul(a, products.matmul(b, d))
-        rows = jnp.concatenate([a, corner], -1), jnp.concatenate([jnp.zeros_like(a), d], -1)
-        inverse = jnp.concatenate(rows, -2)
-        s *= 2
-    return inverse[..., 0, :, :]
-
-
-def _diagonal_blocks(u: Array, s: int, right: int) -> Array:
-    """The s x s blocks of u (..., k, k) on the diagonal, or so far right of it: (..., -1, s, s)."""
-    starts = range(0, u.shape[-1] - right, s)
-    return jnp.stack([u[..., j : j + s, j + right : j + right + s] for j in starts], axis=-3)
