@@ -88,17 +88,24 @@ def _batch_leading(x: Array) -> Array:
     return lax.squeeze(lax.reshape(x, (1, *x.shape)), (0,))
 
 
-def over_matrices(f: Callable[..., Any]) -> Callable[..., Any]:
-    """F, of matrices (rows, columns), mapped over leading axes that all arguments share.
+def over_leading_axes(f: Callable[..., Any]) -> Callable[..., Any]:
+    """F, of matrices (rows, columns), mapped over leading axes that all arguments share."""
 
-    Many small ones f gets as (rows, columns, batch): see :mod:`jaxqr._forward.algebra`.
-    """
-
-    def one_by_one(*args: Any) -> Any:
-        mapped = f
+    def mapped(*args: Any) -> Any:
+        over = f
         for _ in jax.tree.leaves(args)[0].shape[:-2]:
-            mapped = jax.vmap(mapped)
-        return mapped(*args)
+            over = jax.vmap(over)
+        return over(*args)
+
+    return mapped
+
+
+def over_matrices(f: Callable[..., Any]) -> Callable[..., Any]:
+    """F likewise, but many small ones it gets as (rows, columns, batch).
+
+    See :mod:`jaxqr._forward.algebra`.
+    """
+    one_by_one = over_leading_axes(f)
 
     def together(*args: Any) -> Any:
         batch = jax.tree.leaves(args)[0].shape[:-2]

@@ -110,11 +110,14 @@ def test_auto_takes_it_for_deep_input():
 
     assert lowers_to_potrf((4000, 32))
     assert lowers_to_potrf((4000, 32), mode="r")
+    assert lowers_to_potrf((2, 4000, 32))
     for shape, options in (
         ((4000, 32), {"method": "householder"}),
         ((4000, 32), {"mode": "complete"}),
         ((100, 32), {}),
-        ((2, 4000, 32), {}),
+        ((200, 100, 32), {}),
+        ((300, 200), {}),
+        ((400, 200), {"mode": "r"}),
         ((6000, 600), {}),
         ((4000, 400), {"mode": "r"}),
     ):

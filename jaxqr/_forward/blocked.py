@@ -16,15 +16,15 @@ from jax import Array
 from jaxqr._forward import products
 from jaxqr._forward.algebra import adjoint, matmul, solve_left, summand
 
-_BLOCK = 64  # columns of a diagonal block
+_BLOCK = 64, 128  # columns of a diagonal block: half of all, within these
 _WHOLE = 128  # columns up to which products are made in one piece
 _CACHED = 2**20  # elements up to which they are not
 _STRIPS = 3
 
 
-def _half(k: int) -> int:
-    """Where to cut k rows in two, at a whole number of blocks."""
-    return -(-k // (2 * _BLOCK)) * _BLOCK
+def _block(k: int) -> int:
+    least, most = _BLOCK
+    return min(max(least, -(-k // 2)), most)
 
 
 def lower_of_product(x: Array, y: Array) -> Array:
@@ -71,19 +71,21 @@ class Inverted(NamedTuple):
     def of(cls, u: Array) -> "Inverted":
         """Of u, the upper triangle alone is read."""
         k = u.shape[0]
-        if k <= _BLOCK or u.ndim > 2:
+        size = _block(k)
+        if k <= size or u.ndim > 2:
             return cls(u, (solve_left(u, _identity_like(u)),))
         # The last block begins early enough to be whole: of its inverse the last rows and columns
         # are the inverse of its own.
-        starts = [min(j, k - _BLOCK) for j in range(0, k, _BLOCK)]
-        blocks = jnp.stack([u[j : j + _BLOCK, j : j + _BLOCK] for j in starts])
+        starts = [min(j, k - size) for j in range(0, k, size)]
+        blocks = jnp.stack([u[j : j + size, j : j + size] for j in starts])
         *inverses, last = products.solve_left(blocks, jax.vmap(_identity_like)(blocks))
-        own = k - _BLOCK * len(inverses)
+        own = k - size * len(inverses)
         return cls(u, (*inverses, last[-own:, -own:]))
 
     def _split(self) -> tuple["Inverted", Array, "Inverted", int]:
         """[[U11, U12], [0, U22]], and the size of U11."""
-        h, blocks = _half(self.u.shape[0]), -(-len(self.inverses) // 2)
+        blocks = -(-len(self.inverses) // 2)
+        h = sum(inverse.shape[0] for inverse in self.inverses[:blocks])
         return (
             Inverted(self.u[:h, :h], self.inverses[:blocks]),
             self.u[:h, h:],

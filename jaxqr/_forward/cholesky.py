@@ -7,10 +7,12 @@ it was not, Householder's algorithm does the work. Both give R a positive diagon
 them ran shows in nothing but time.
 """
 
-import jax
+from functools import partial
+
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxqr._batching import over_leading_axes
 from jaxqr._crossovers import (
     LEAST_COLUMNS,
     LEAST_DEPTH,
@@ -31,39 +33,50 @@ _MOST_CONDITION = 8.0
 
 
 def suits(a: Array, mode: str) -> bool:
-    """Whether a (..., m, n) is one matrix, deep enough to gain."""
-    if a.ndim != 2 or mode not in LEAST_COLUMNS:
+    """Whether the matrices a (..., m, n) are deep and large enough to gain."""
+    if mode not in LEAST_COLUMNS:
         return False
-    m, n = a.shape
-    most = MOST_COLUMNS
+    m, n = a.shape[-2:]
+    most = MOST_COLUMNS[mode]
     if jnp.iscomplexobj(a):
         most = MOST_COLUMNS_OF_COMPLEX
     elif mode == "reduced" and a.dtype == jnp.float32:
         most = MOST_COLUMNS_OF_FLOAT32
-    return LEAST_COLUMNS[mode] <= n <= most and m >= LEAST_DEPTH * n and m * n >= LEAST_SIZE
+    return LEAST_COLUMNS[mode] <= n <= most and m >= LEAST_DEPTH[mode] * n and m * n >= LEAST_SIZE
 
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:
-    """(q, r), or (r,) in mode "r", of a (..., m, n), m >= n; the diagonal of R is positive."""
-    if a.ndim > 2:
-        return tuple(jax.vmap(lambda a: qr(a, mode))(a))
-    u1, inverted, sound = _cholesky(a)
-    q1 = inverted.right(a)
-    gram = _lower_gram(q1)
-    departure = jnp.max(jnp.abs(jnp.tril(gram) - jnp.eye(a.shape[1], dtype=a.dtype)))
+    """(q, r), or (r,) in mode "r", of a (..., m, n), m >= n; the diagonal of R is positive.
 
-    def cholesky(a: Array, q1: Array, u1: Array, gram: Array) -> tuple[Array, ...]:
-        u2 = _upper(gram)
-        r = jnp.triu(matmul(u2, u1))
-        return (r,) if mode == "r" else (Inverted.of(u2).right(q1), r)
+    Of a batch, all take Householder's way if one has to.
+    """
+    sound, *first = over_leading_axes(_once)(a)
+
+    def again(_: Array, *first: Array) -> tuple[Array, ...]:
+        factors: tuple[Array, ...] = over_leading_axes(partial(_again, mode=mode))(*first)
+        return factors
 
     def by_householder(a: Array, *_: Array) -> tuple[Array, ...]:
         return with_positive_diagonal(*householder.qr(a, mode))
 
-    out: tuple[Array, ...] = lax.cond(
-        sound & (departure <= _MOST_DEPARTURE), cholesky, by_householder, a, q1, u1, gram
-    )
+    out: tuple[Array, ...] = lax.cond(jnp.all(sound), again, by_householder, a, *first)
     return out
+
+
+def _once(a: Array) -> tuple[Array, ...]:
+    """Whether this can be relied on; Q1 and R1 of a (m, n), and Q1^H Q1."""
+    u1, inverted, sound = _cholesky(a)
+    q1 = inverted.right(a)
+    gram = _lower_gram(q1)
+    departure = jnp.max(jnp.abs(jnp.tril(gram) - jnp.eye(a.shape[1], dtype=a.dtype)))
+    return sound & (departure <= _MOST_DEPARTURE), q1, u1, gram
+
+
+def _again(q1: Array, u1: Array, gram: Array, mode: str) -> tuple[Array, ...]:
+    """The factors, from those of the first pass."""
+    u2 = _upper(gram)
+    r = jnp.triu(matmul(u2, u1))
+    return (r,) if mode == "r" else (Inverted.of(u2).right(q1), r)
 
 
 def _lower_gram(a: Array) -> Array:
