@@ -7,7 +7,7 @@ it was not, Householder's algorithm does the work. Both give R a positive diagon
 them ran shows in nothing but time.
 """
 
-from functools import partial
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -46,37 +46,59 @@ def suits(a: Array, mode: str) -> bool:
 
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:
-    """(q, r), or (r,) in mode "r", of a (..., m, n), m >= n; the diagonal of R is positive.
+    """(q, r), or (r,) in mode "r", of a (..., m, n), m >= n; the diagonal of R is positive."""
 
-    Of a batch, all take Householder's way if one has to.
-    """
-    sound, *first = over_leading_axes(_once)(a)
+    def cholesky(q1: Array, u1: Array, u2: Array) -> tuple[Array, ...]:
+        r = jnp.triu(matmul(u2, u1))
+        return (r,) if mode == "r" else (Inverted.of(u2).right(q1), r)
 
-    def again(_: Array, *first: Array) -> tuple[Array, ...]:
-        factors: tuple[Array, ...] = over_leading_axes(partial(_again, mode=mode))(*first)
-        return factors
-
-    def by_householder(a: Array, *_: Array) -> tuple[Array, ...]:
+    def by_householder(a: Array) -> tuple[Array, ...]:
         return with_positive_diagonal(*householder.qr(a, mode))
 
-    out: tuple[Array, ...] = lax.cond(jnp.all(sound), again, by_householder, a, *first)
+    return _verified(cholesky, by_householder, a)
+
+
+def triangle_and_product(a: Array, b: Array) -> tuple[Array, Array]:
+    """U and Q^H B without Q, for a (..., m, n), m >= n, and b (..., m, p)."""
+
+    def cholesky(q1: Array, u1: Array, u2: Array, b: Array) -> tuple[Array, ...]:
+        c = Inverted.of(u2).adjoint_left(matmul(adjoint(q1), b))
+        return jnp.triu(matmul(u2, u1)), c
+
+    u, c = _verified(cholesky, householder.triangle_and_product, a, b)
+    return u, c
+
+
+def _verified(
+    cholesky: Callable[..., tuple[Array, ...]],
+    by_householder: Callable[..., tuple[Array, ...]],
+    a: Array,
+    *others: Array,
+) -> tuple[Array, ...]:
+    """What one of the two makes of a (..., m, n) and others: of a batch, the same for all.
+
+    ``cholesky`` is of matrices (rows, columns), and of the first pass instead of A: Q1, U1 and the
+    Cholesky factor of Q1^H Q1.
+    """
+
+    def first_pass(a: Array) -> tuple[Array, ...]:
+        u1, inverted, sound = _cholesky(a)
+        q1 = inverted.right(a)
+        gram = _lower_gram(q1)
+        departure = jnp.max(jnp.abs(jnp.tril(gram) - jnp.eye(a.shape[1], dtype=a.dtype)))
+        return sound & (departure <= _MOST_DEPARTURE), q1, u1, gram
+
+    def second_pass(q1: Array, u1: Array, gram: Array, *others: Array) -> tuple[Array, ...]:
+        return cholesky(q1, u1, _upper(gram), *others)
+
+    sound, *first = over_leading_axes(first_pass)(a)
+    out: tuple[Array, ...] = lax.cond(
+        jnp.all(sound),
+        lambda a, first, others: over_leading_axes(second_pass)(*first, *others),
+        lambda a, first, others: by_householder(a, *others),
+        *(a, first, others),
+    )
     return out
-
-
-def _once(a: Array) -> tuple[Array, ...]:
-    """Whether this can be relied on; Q1 and R1 of a (m, n), and Q1^H Q1."""
-    u1, inverted, sound = _cholesky(a)
-    q1 = inverted.right(a)
-    gram = _lower_gram(q1)
-    departure = jnp.max(jnp.abs(jnp.tril(gram) - jnp.eye(a.shape[1], dtype=a.dtype)))
-    return sound & (departure <= _MOST_DEPARTURE), q1, u1, gram
-
-
-def _again(q1: Array, u1: Array, gram: Array, mode: str) -> tuple[Array, ...]:
-    """The factors, from those of the first pass."""
-    u2 = _upper(gram)
-    r = jnp.triu(matmul(u2, u1))
-    return (r,) if mode == "r" else (Inverted.of(u2).right(q1), r)
 
 
 def _lower_gram(a: Array) -> Array:

@@ -17,11 +17,11 @@ and of Q the first m rows suffice. The normal equations are never formed.
 """
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxqr import _forward
 from jaxqr._batching import batch_aware, over_matrices, suits
-from jaxqr._forward import householder, pivoting, products
+from jaxqr._forward import cholesky, householder, pivoting, products
 from jaxqr._forward.algebra import adjoint, matmul, solve_adjoint_left, solve_left
 
 Root = tuple[Array, ...]
@@ -69,6 +69,11 @@ def _reduce(a: Array, b: Array) -> tuple[Array, Array]:
     if suits(a, b):
         (r,) = _forward.qr(jnp.concatenate([a, b], axis=-1), "r", "auto")
         return r[..., :n, :n], r[..., :n, n:]
+    if cholesky.suits(a, "r"):
+        out: tuple[Array, Array] = lax.platform_dependent(
+            a, b, cpu=cholesky.triangle_and_product, default=householder.triangle_and_product
+        )
+        return out
     return householder.triangle_and_product(a, b)
 
 
