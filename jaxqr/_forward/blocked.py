@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
-from jaxqr._forward import products
 from jaxqr._forward.algebra import adjoint, matmul, solve_left, summand
 
 _BLOCK = 64, 128  # columns of a diagonal block: half of all, within these
+_SMALL = 32  # columns up to which LAPACK inverts
 _WHOLE = 128  # columns up to which products are made in one piece
 _CACHED = 2**20  # elements up to which they are not
 _STRIPS = 3
@@ -72,13 +72,15 @@ class Inverted(NamedTuple):
         """Of u, the upper triangle alone is read."""
         k = u.shape[0]
         size = _block(k)
-        if k <= size or u.ndim > 2:
-            return cls(u, (solve_left(u, _identity_like(u)),))
+        if k <= _SMALL or u.ndim > 2:
+            return cls(u, (_inverse_by_solver(u),))
+        if k <= size:
+            return cls(u, (_inverse(u),))
         # The last block begins early enough to be whole: of its inverse the last rows and columns
         # are the inverse of its own.
         starts = [min(j, k - size) for j in range(0, k, size)]
         blocks = jnp.stack([u[j : j + size, j : j + size] for j in starts])
-        *inverses, last = products.solve_left(blocks, jax.vmap(_identity_like)(blocks))
+        *inverses, last = jax.vmap(_inverse)(blocks)
         own = k - size * len(inverses)
         return cls(u, (*inverses, last[-own:, -own:]))
 
@@ -133,3 +135,39 @@ def _identity_like(u: Array) -> Array:
     k = u.shape[0]
     identity = jnp.eye(k, dtype=u.dtype).reshape(k, k, *[1] * (u.ndim - 2))
     return jnp.broadcast_to(identity, u.shape)
+
+
+@jax.custom_jvp
+def _inverse(u: Array) -> Array:
+    """U^-1 for upper triangular u (k, k)."""
+    inverse: Array = lax.platform_dependent(u, cpu=_inverse_by_rows, default=_inverse_by_solver)
+    return inverse
+
+
+@_inverse.defjvp
+def _inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """-U^-1 dU U^-1."""
+    inverse = _inverse(*primals)
+    return inverse, -matmul(inverse, matmul(jnp.triu(*tangents), inverse))
+
+
+def _inverse_by_solver(u: Array) -> Array:
+    return solve_left(u, _identity_like(u))
+
+
+def _inverse_by_rows(u: Array) -> Array:
+    """By substitution from the last row on, in a loop of products.
+
+    A LAPACK solve of this size waits for the cores that XLA's threads hold.
+    """
+    k = u.shape[0]
+    diagonal = jnp.diagonal(u)[:, None]
+    above = jnp.triu(u, 1) / diagonal
+
+    def substitute_row(step: Array, x: Array) -> Array:
+        i = k - 1 - step
+        row, known = (lax.dynamic_slice_in_dim(y, i, 1) for y in (above, x))
+        return lax.dynamic_update_slice_in_dim(x, known - matmul(row, x), i, 0)
+
+    x: Array = lax.fori_loop(0, k, substitute_row, _identity_like(u) / diagonal)
+    return x
