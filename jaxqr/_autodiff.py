@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -55,6 +55,9 @@ def _conj(xs: MaybeArrays) -> Any:
 
 
 def _jax_pullback(rule: Rule, residuals: Arrays, cotangents: MaybeArrays) -> Arrays:
+    # Cotangents wait for the residuals: XLA would bring those that it has into place before the
+    # forward pass, and keep them in memory all along.
+    _, cotangents = lax.optimization_barrier((residuals, cotangents))
     out: Arrays = _conj(rule.pullback(residuals, _conj(cotangents)))
     return out
 
