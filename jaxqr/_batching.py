@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
@@ -50,8 +51,8 @@ def outermost(x: Array, batch: tuple[int, ...]) -> Array:
 def batch_aware(f: Callable[..., Any]) -> Callable[..., Any]:
     """F, which maps over leading axes by itself, told by them of the batch that vmap adds.
 
-    Where vmap maps all arrays, ``f`` gets the new axis as a leading one, and can choose its
-    algorithm by the size of the batch; where it maps some, it maps ``f`` as usual. Derivatives are
+    Where vmap maps the first array, ``f`` gets the new axis as a leading one of all, and can choose
+    its algorithm by the size of the batch; elsewhere vmap maps ``f`` as usual. Derivatives are
     those of ``f`` as written: ``jax.custom_batching.custom_vmap`` has none of its own in reverse.
     """
 
@@ -61,8 +62,12 @@ def batch_aware(f: Callable[..., Any]) -> Callable[..., Any]:
 
     @mapped.def_vmap
     def rule(axis_size: int, in_batched: Any, *args: Any) -> tuple[Any, Any]:
-        if all(jax.tree.leaves(in_batched)):
-            out = mapped(*args)
+        if jax.tree.leaves(in_batched)[0]:
+
+            def with_axis(x: Array, batched: bool) -> Array:
+                return x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+
+            out = mapped(*jax.tree.map(with_axis, args, tuple(in_batched)))
         else:
             axes = jax.tree.map(lambda batched: 0 if batched else None, tuple(in_batched))
             out = jax.vmap(f, in_axes=axes, axis_size=axis_size)(*args)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxqr._forward.algebra import adjoint, matmul, settled
-from jaxqr._forward.blocked import Inverted, lower_of_product, lower_of_upper_product
+from jaxqr._forward.blocked import Inverted, lower_of_product, lower_of_upper_product, stacked
 
 
 def _where(mask: Array, x: Array | float, y: Array | float) -> Array:
@@ -66,16 +66,16 @@ def _m(
     Q^H Y = V, so it needs no Y: M = U U-bar^H - (V V-bar^H)^H - Q-bar^H Q. And V V-bar^H, if any.
     """
     u, v = _split(r)
-    m, vv_bar = jnp.zeros_like(u), None
+    terms, vv_bar = [], None
     if r_bar is not None:
         u_bar, v_bar = _split(r_bar)
-        m = lower_of_upper_product(u, u_bar)
+        terms.append(lower_of_upper_product(u, u_bar))
         if v.shape[1]:
             vv_bar = matmul(v, adjoint(v_bar))
-            m = m - adjoint(vv_bar)
     if q_bar is not None and q is not None:
-        m = m - lower_of_product(adjoint(q_bar), q)
-    return settled(m), vv_bar
+        terms.append(lower_of_product(-adjoint(q_bar), q))
+    m = stacked(*terms)
+    return (m, None) if vv_bar is None else (settled(m - adjoint(vv_bar)), vv_bar)
 
 
 def pullback(

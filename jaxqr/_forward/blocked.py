@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxqr._forward.algebra import adjoint, matmul, solve_left, summand
+from jaxqr._forward.algebra import adjoint, matmul, settled, solve_left, summand, total
 
 _BLOCK = 64, 128  # columns of a diagonal block: half of all, within these
 _SMALL = 32  # columns up to which LAPACK inverts
@@ -27,38 +27,40 @@ def _block(k: int) -> int:
     return min(max(least, -(-k // 2)), most)
 
 
-def lower_of_product(x: Array, y: Array) -> Array:
-    """The lower triangle of X Y for x (k, p) and y (p, k); above it, anything.
+def lower_of_product(x: Array, y: Array) -> list[Array]:
+    """The lower triangle of X Y for x (k, p) and y (p, k), as strips to be :func:`stacked`.
 
-    By strips of rows, each as far as the diagonal. Strips are copied for it, which does not pay
-    where they are beyond the caches.
+    Strips are copied for it, which does not pay where they are beyond the caches.
     """
-    k = x.shape[0]
-    if k <= _WHOLE or x.size > _CACHED:
-        return summand(x, y)
-    return _stacked([matmul(x[i:j], y[:, :j]) for i, j in _strips(k)])
+    cuts = _cuts(x.shape[0])
+    if x.size > _CACHED:
+        product = summand(x, y)
+        return [product[i:j, :j] for i, j in cuts]
+    return [summand(x[i:j], y[:, :j]) for i, j in cuts]
 
 
-def lower_of_upper_product(u: Array, v: Array) -> Array:
-    """The lower triangle of U V^H for upper triangular u and v (k, k); above it, anything.
+def lower_of_upper_product(u: Array, v: Array) -> list[Array]:
+    """Likewise of U V^H for upper triangular u and v (k, k).
 
     Few zeros of U and V are multiplied, and what v has below its diagonal is not read.
     """
-    k = u.shape[0]
-    if k <= _WHOLE:
-        return summand(u, adjoint(v))
-    return _stacked([matmul(u[i:j, i:], adjoint(v[:j, i:])) for i, j in _strips(k)])
+    return [summand(u[i:j, i:], adjoint(v[:j, i:])) for i, j in _cuts(u.shape[0])]
 
 
-def _strips(k: int) -> list[tuple[int, int]]:
-    cuts = [round(k * i / _STRIPS) for i in range(_STRIPS + 1)]
-    return list(itertools.pairwise(cuts))
+def _cuts(k: int) -> list[tuple[int, int]]:
+    strips = 1 if k <= _WHOLE else _STRIPS
+    return list(itertools.pairwise(round(k * i / strips) for i in range(strips + 1)))
 
 
-def _stacked(strips: list[Array]) -> Array:
-    """[[S1, 0], [S2, 0], ..., [Sl]]."""
+def stacked(*triangles: list[Array]) -> Array:
+    """The sum of lower triangles (k, k); above the diagonal it has anything.
+
+    A triangle is a list of strips of rows, each as far as the diagonal.
+    """
+    strips = [total(strip) for strip in zip(*triangles, strict=True)]
     k = strips[-1].shape[1]
-    return jnp.concatenate([jnp.pad(x, ((0, 0), (0, k - x.shape[1]))) for x in strips])
+    rows = (jnp.pad(x, [(0, 0), (0, k - x.shape[1]), *[(0, 0)] * (x.ndim - 2)]) for x in strips)
+    return settled(jnp.concatenate(list(rows)))
 
 
 class Inverted(NamedTuple):

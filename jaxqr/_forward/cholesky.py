@@ -23,7 +23,7 @@ from jaxqr._crossovers import (
 )
 from jaxqr._forward import householder
 from jaxqr._forward.algebra import adjoint, matmul
-from jaxqr._forward.blocked import Inverted, lower_of_product
+from jaxqr._forward.blocked import Inverted, lower_of_product, stacked
 from jaxqr._forward.phases import with_positive_diagonal
 
 # The first Q's departure from orthonormality, and the mean condition of the blocks that are
@@ -102,7 +102,7 @@ def _verified(
 
 
 def _lower_gram(a: Array) -> Array:
-    return lower_of_product(adjoint(a), a)
+    return stacked(lower_of_product(adjoint(a), a))
 
 
 def _upper(gram: Array) -> Array:
