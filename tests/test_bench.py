@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import jaxqr
+from bench import thunks
 from bench.__main__ import main, run
 from bench.case import (
     GRADIENT,
@@ -246,3 +247,13 @@ def test_command_takes_a_file_and_writes_everything(tmp_path, capsys):
     assert "| wm1 (3 × 5) | pullback | 4.55 | 11.67 | 2.56 |" in text
     assert str(tmp_path) not in text
     assert "pivoted_qr, wm1" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:builtin type event_stats")  # of the profiler's reader
+def test_thunks_are_told_apart(capsys):
+    assert thunks.main(["200x100", "--dtype", "float64"]) == 0
+    *_, row = capsys.readouterr().out.strip().splitlines()
+    name, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+    assert name == "200 × 100"
+    assert len(cells) == 6
+    assert all(float(cell) > 0 for cell in cells)
