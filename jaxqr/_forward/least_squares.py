@@ -45,7 +45,7 @@ def factor(a: Array, ridge: Array | None, rcond: Array | None) -> tuple[Root, Ar
 
 def _full_rank(a: Array, ridge: Array | None) -> tuple[Root, Array]:
     """The root (u,) and q (..., m, n), of a (..., m, n) with m >= n."""
-    q, u = householder.qr(_with_ridge(a, ridge), "reduced")
+    q, u = _forward.qr(_with_ridge(a, ridge), "reduced", "auto")
     return (u,), q[..., : a.shape[-2], :]
 
 
