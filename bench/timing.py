@@ -18,6 +18,7 @@ class Effort:
 
     total: float  # seconds, about
     sample: float  # a sample lasts at least so many seconds: short calls are repeated
+    lead: float  # so many seconds of calls before each that are not timed
     rounds: tuple[int, int]  # at least, at most
 
 
@@ -25,13 +26,14 @@ def interleave(calls: Mapping[str, Call], effort: Effort) -> Samples:
     """Seconds a call: A B C A B C ..., one sample of each in a round.
 
     The calls have run before: what is done only once is done. Each contestant gives the same
-    number of samples; sample i of one and sample i of another are neighbours in time.
+    number of samples; sample i of one and sample i of another are neighbours in time. What leads
+    up to a sample is not timed: the caches are the last contestant's, and its threads, OpenMP's
+    and OpenBLAS's, look for work for some 25 ms more, on cores that the next one needs.
     """
     gc.collect()
     once = {name: _about(call, effort.sample) for name, call in calls.items()}
     repeats = {name: max(1, math.ceil(effort.sample / t)) for name, t in once.items()}
-    # Before a sample of short calls comes one that is not timed.
-    around = sum((repeats[name] + (repeats[name] > 1)) * t for name, t in once.items())
+    around = sum(repeats[name] * t + max(effort.lead, t) for name, t in once.items())
     least, most = effort.rounds
     rounds = min(most, max(least, round(effort.total / around)))
 
@@ -40,6 +42,7 @@ def interleave(calls: Mapping[str, Call], effort: Effort) -> Samples:
     try:
         for _ in range(rounds):
             for name, call in calls.items():
+                _lead_up(call, effort.lead)
                 samples[name].append(_sample(call, repeats[name]))
     finally:
         gc.enable()
@@ -49,12 +52,16 @@ def interleave(calls: Mapping[str, Call], effort: Effort) -> Samples:
 def _about(call: Call, sample: float) -> float:
     """Seconds of a call, roughly: the first of short calls finds the caches cold."""
     once = _sample(call, 1)
-    return once if once > sample else min(once, _sample(call, 1))
+    return once if once > sample else min(once, _sample(call, 2))
+
+
+def _lead_up(call: Call, seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        call()
 
 
 def _sample(call: Call, repeats: int) -> float:
-    if repeats > 1:
-        call()  # caches and threads are the last contestant's
     start = time.perf_counter()
     for _ in range(repeats):
         call()
