@@ -1,8 +1,8 @@
 """JAX's derivative rule for QR beside the one offered in its place: cost and time.
 
-    python bench/upstream.py              flops, temporaries, compile time (no timing noise)
-    python bench/upstream.py --time       adds run times, the two rules interleaved
-    python bench/upstream.py --json FILE  writes the rows as JSON too
+    python -m bench.upstream              flops, temporaries, compile time (no timing noise)
+    python -m bench.upstream --time       adds run times, the two rules taking turns
+    python -m bench.upstream --json FILE  writes the rows as JSON too
 
 For every row of the grid, in jvp and in vjp, the same program is compiled under both rules.
 flops and temporaries are XLA's own figures for the whole program, value included; XLA does not
@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bench.timing import Effort, interleave, ratio, spread
 from jaxqr.upstream import registered
 
 GRID = [
@@ -105,16 +106,17 @@ def measure(mode: str, shape: tuple[int, ...], dtype: str, ad: str, repeats: int
         row[f"bytes_{name}"] = cost.get("bytes accessed", 0.0)
         row[f"temp_{name}"] = compiled[name].memory_analysis().temp_size_in_bytes
         row[f"lapack_{name}"] = compiled[name].as_text().count(" custom-call(")
-    times: dict[str, list[float]] = {name: [] for name in RULES}
-    for i in range(repeats + 1 if repeats else 0):
-        for name in sorted(RULES, reverse=bool(i % 2)):
-            start = time.perf_counter()
-            jax.block_until_ready(compiled[name](*args))
-            if i:  # the first round warms up
-                times[name].append(time.perf_counter() - start)
-    for name, values in times.items():
-        if values:
-            row[f"ms_{name}"] = 1e3 * statistics.median(values)
+    if repeats:
+        calls = {
+            name: lambda work=work: jax.block_until_ready(work(*args))
+            for name, work in compiled.items()
+        }
+        for call in calls.values():
+            call()
+        effort = Effort(total=0.0, sample=0.015, lead=0.03, rounds=(repeats, repeats))
+        times = interleave(calls, effort)
+        row["time_ratio"] = ratio(times["offered"], times["jax"]).median
+        row |= {f"ms_{name}": 1e3 * spread(of).median for name, of in times.items()}
     return row
 
 
@@ -130,8 +132,7 @@ def table(results: list[dict[str, Any]]) -> str:
         line += [f"{row['lapack_jax']} -> {row['lapack_offered']}"]
         line += [f"{row['compile_s_jax']:.2f} -> {row['compile_s_offered']:.2f} s"]
         if timed:
-            ratio = row["ms_offered"] / row["ms_jax"]
-            line += [f"{row['ms_jax']:.2f} -> {row['ms_offered']:.2f} ms ({ratio:.2f})"]
+            line += [f"{row['ms_jax']:.2f} -> {row['ms_offered']:.2f} ms ({row['time_ratio']:.2f})"]
         lines.append(line)
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -165,12 +166,15 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--modes", default="reduced,r,complete,pivoted")
     parser.add_argument("--time", type=int, nargs="?", const=15, default=0, metavar="REPEATS")
+    parser.add_argument("--shapes", nargs="+", metavar="SHAPE", help="like 512x64x32; default: all")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--worse", action="store_true", help="only rows that got worse")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     results = []
     for mode, shape in rows(options.modes.split(",")):
+        if options.shapes and "x".join(map(str, shape)) not in options.shapes:
+            continue
         for ad in ("jvp", "vjp"):
             print(mode, shape, ad, file=sys.stderr, flush=True)
             results.append(measure(mode, shape, options.dtype, ad, options.time))
