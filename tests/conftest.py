@@ -1,7 +1,7 @@
 """64 bits, strict types and ranks, and eight devices: a silent cast or broadcast fails a test.
 
-Nearly all of the tests' time is compilation, and much of that is LLVM's optimization of kernels that
-run once: it is left out. Not before JAX 0.11, whose XLA rounds less well without.
+Nearly all of the tests' time is compilation, and much of that is LLVM's optimization of kernels
+that run once: it is left out, but on JAX 0.10, whose XLA rounds less well without.
 """
 
 import importlib.metadata
