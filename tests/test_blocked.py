@@ -39,6 +39,15 @@ def test_solves(k, dtype):
         assert norm(np.asarray(ours) - np.linalg.solve(m, b)) <= tol * max(norm(ours), 1)
 
 
+@pytest.mark.parametrize("k", [40, 130])
+def test_derivative_of_a_solve(k):
+    """A loop makes the inverses, and their derivative has a rule of its own."""
+    u, du = jnp.asarray(triangular(k, "complex128")), jnp.asarray(gaussian((k, k), "complex128"))
+    x, dx = jax.jvp(lambda u: Inverted.of(u).left(jnp.eye(k, dtype=u.dtype)), (u,), (du,))
+    expected = -np.linalg.solve(np.triu(u), np.triu(du) @ np.asarray(x))
+    assert_close(dx, jnp.asarray(expected), tolerance("complex128", (k, k), 10))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
 @pytest.mark.parametrize("k", SIZES)
 def test_lower_triangles_of_products(k, dtype):
