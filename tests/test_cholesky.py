@@ -127,3 +127,20 @@ def test_auto_takes_it_for_deep_input():
     assert not lowers_to_potrf((4000, 32), dtype="complex64")
     traced = jax.jit(jaxqr.qr).trace(jax.ShapeDtypeStruct((4000, 32), "float32"))
     assert "potrf" not in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_a_batch_of_which_one_needs_householder():
+    a = jnp.asarray(np.stack([matrix(SHAPE, cond=c) for c in (1.5, 2.0, 1e9)]))
+    factors = jax.jit(jax.vmap(lambda a: jaxqr.qr(a, method="cholesky")))(a)
+    for x, q, r in zip(a, *factors, strict=True):
+        assert max(errors(x, q, r)) <= tolerance("float64", SHAPE, 1)
+
+
+@pytest.mark.parametrize("cond", [2.0, 1e3, 1e4, 1e9])
+def test_triangle_and_product(cond):
+    """R x = Q^H b for what is in the range of A, with a first Q that is not quite orthonormal."""
+    a = jnp.asarray(matrix((300, 40), cond=cond))
+    x = jnp.asarray(gaussian((40, 3)))
+    u, c = jax.jit(cholesky.triangle_and_product)(a, a @ x)
+    assert norm(u @ x - c) <= tolerance("float64", a.shape, 1) * norm(c)
+    assert norm(u.T @ u - a.T @ a) <= tolerance("float64", a.shape, 1) * norm(a.T @ a)
