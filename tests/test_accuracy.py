@@ -4,6 +4,8 @@ Residual, departure from orthonormality, and the gradient's error against extend
 prescribed spectra: next to jnp.linalg.qr and its own derivative on the same matrices.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,10 @@ from numerics import gaussian, matrix, norm
 import jaxqr
 
 BATCH = 64  # enough for the batched algorithm
+
+# As users compile: without LLVM's optimizations (see conftest.py), which fuse multiplications with
+# additions, all of this rounds differently.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
 ALGORITHMS = {
     "batched, deep": ((BATCH, 8, 4), {}),
     "batched, square": ((BATCH, 10, 10), {}),
@@ -81,8 +87,11 @@ def test_factors(algorithm, dtype):
     shape, options = ALGORITHMS[algorithm]
     kinds = full_rank(shape[-2:], dtype) | deficient(shape[-2:], dtype)
     given = stacked(shape, kinds)
-    ours = each(shape, [jaxqr.qr(a, **options) for a in given])
-    theirs = each(shape, [tuple(jnp.linalg.qr(a)) for a in given])
+    ours_of, theirs_of = (
+        jit(lambda a: jaxqr.qr(a, **options)),
+        jit(lambda a: tuple(jnp.linalg.qr(a))),
+    )
+    ours, theirs = each(shape, map(ours_of, given)), each(shape, map(theirs_of, given))
     floor = 4 * float(np.finfo(dtype).eps)
     for (kind, a), mine, other in zip(kinds.items(), ours, theirs, strict=False):
         for x, y in zip(errors(a, *mine), errors(a, *other), strict=True):
@@ -98,21 +107,23 @@ def test_gradients(algorithm, dtype):
     q_bar = gaussian((shape[-2], k), dtype)
     r_bar = np.triu(gaussian((k, shape[-1]), dtype))
 
-    def pull(qr, a):
-        (_, r), pullback = jax.vjp(lambda a: tuple(qr(a)), a)
-        # As if R's diagonal were positive.
-        signs = np.sign(np.diagonal(np.asarray(r), axis1=-2, axis2=-1))
-        bars = q_bar * signs[..., None, :], r_bar * signs[..., :, None]
-        return np.asarray(pullback(bars)[0])
+    def gradients(qr):
+        def pull(a):
+            (q, r), pullback = jax.vjp(lambda a: tuple(qr(a)), a)
+            # As if R's diagonal were positive.
+            signs = jnp.sign(jnp.linalg.diagonal(r))
+            bars = jnp.broadcast_to(q_bar, q.shape), jnp.broadcast_to(r_bar, r.shape)
+            return pullback((bars[0] * signs[..., None, :], bars[1] * signs[..., :, None]))
+
+        return each(shape, map(jit(pull), given))
 
     kinds = full_rank(shape[-2:], dtype)
     given = stacked(shape, kinds)
-    ours = each(shape, [(pull(lambda a: jaxqr.qr(a, **options), a),) for a in given])
-    theirs = each(shape, [(pull(jnp.linalg.qr, a),) for a in given])
+    ours, theirs = gradients(lambda a: jaxqr.qr(a, **options)), gradients(jnp.linalg.qr)
     floor = 4 * float(np.finfo(dtype).eps)
     for (kind, a), (mine,), (other,) in zip(kinds.items(), ours, theirs, strict=False):
         exact = extended(a)
         expected = extended_pullback(exact, *extended_qr(exact), extended(q_bar), extended(r_bar))
         scale = float(np.abs(expected).max())
-        error, of_jax = (norm((x - expected) / scale) for x in (mine, other))
+        error, of_jax = (norm((np.asarray(x) - expected) / scale) for x in (mine, other))
         assert error <= 4 * max(of_jax, floor), f"{kind}: {error:.1e}, JAX {of_jax:.1e}"

@@ -95,16 +95,16 @@ def test_a_jacobian_of_one_small_matrix():
 @pytest.mark.parametrize("shape", [(3, 2), (2, 3)], ids=str)
 def test_mapped_pullbacks_under_a_jvp(shape):
     """The batch axis of a function's outputs and of its derivative's are in one place."""
-    a = jnp.asarray(matrix(shape))
+    a, da = jnp.asarray(matrix(shape)), jnp.asarray(gaussian(shape))  # along a itself: nothing
     bars = jnp.asarray(gaussian((4, 2, shape[1])))
 
     def pulled(a, mapped):
         _, pullback = jax.vjp(lambda a: jaxqr.qr(a, forward_mode=True)[1], a)
         return mapped(pullback)(bars)
 
-    ours = jax.jvp(lambda a: pulled(a, jax.vmap), (a,), (a,))
+    ours = jax.jvp(lambda a: pulled(a, jax.vmap), (a,), (da,))
     one_by_one = jax.jvp(
-        lambda a: pulled(a, lambda f: lambda xs: [jnp.stack([f(x)[0] for x in xs])]), (a,), (a,)
+        lambda a: pulled(a, lambda f: lambda xs: [jnp.stack([f(x)[0] for x in xs])]), (a,), (da,)
     )
     assert_close(ours, one_by_one, tolerance("float64", shape, c=64))
 

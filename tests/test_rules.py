@@ -47,11 +47,26 @@ IDS = [
 
 
 def function(name, mode, **options):
-    """The named factorization's inexact outputs, uniquely determined."""
+    """The named factorization, its outputs uniquely determined."""
     mode = TRIANGLE[name] if mode == "alone" else mode
-    return jax.jit(
-        lambda a: inexact(FACTORIZATIONS[name](a, mode=mode, positive_diagonal=True, **options))
-    )
+    return functools.partial(FACTORIZATIONS[name], mode=mode, positive_diagonal=True, **options)
+
+
+@functools.partial(jax.jit, static_argnames=("name", "mode", "options"))
+def derivatives(a, da, *, name, mode, options):
+    """The outputs, their tangents, their cotangents, and what each wiring pulls these back to.
+
+    All in one program: compiled apart, the tests would take twice as long.
+    """
+    options = dict(options)
+    out, tangents = jax.jvp(function(name, mode, forward_mode=True, **options), (a,), (da,))
+    cotangents = random_like(inexact(out))
+
+    def pull(forward_mode):
+        f = function(name, mode, forward_mode=forward_mode, **options)
+        return jax.vjp(lambda a: inexact(f(a)), a)[1](cotangents)[0]
+
+    return out, tangents, cotangents, {wiring: pull(wiring) for wiring in (False, True)}
 
 
 @pytest.mark.parametrize(("name", "options", "shape", "dtype"), CASES, ids=IDS)
@@ -62,32 +77,21 @@ def test_rule(name, options, shape, dtype):
     tol = tolerance(dtype, shape, c=64)
     modes = ("reduced", "alone") if options else ("reduced", "complete", "alone")
     for mode in modes:
-        tangents = check_pushforward(name, mode, options, a, da, tol)
-        for forward_mode in (False, True):
-            f = function(name, mode, forward_mode=forward_mode, **options)
-            out, pullback = jax.vjp(f, a)
-            cotangents = random_like(out)
-            (a_bar,) = pullback(cotangents)
+        out, tangents, cotangents, pulled = derivatives(
+            a, da, name=name, mode=mode, options=tuple(options.items())
+        )
+        check_pushforward(name, mode, options, a, da, out, tangents, tol)
+        for a_bar in pulled.values():
             assert a_bar.dtype == a.dtype
             assert a_bar.shape == a.shape
             scale = norm(a_bar) * norm(da)
-            assert abs(inner(a_bar, da) - inner(cotangents, tangents)) <= tol * scale
+            assert abs(inner(a_bar, da) - inner(cotangents, inexact(tangents))) <= tol * scale
 
 
-def check_pushforward(name, mode, options, a, da, tol):
+def check_pushforward(name, mode, options, a, da, out, tangents, tol):
     alone = mode == "alone"
-    f = jax.jit(
-        lambda a: FACTORIZATIONS[name](
-            a,
-            mode=TRIANGLE[name] if alone else mode,
-            positive_diagonal=True,
-            forward_mode=True,
-            **options,
-        )
-    )
-    out, dout = jax.jvp(f, (a,), (da,))
     tri, q, p = unpack(name, out, alone)
-    dtri, dq, _ = unpack(name, dout, alone)
+    dtri, dq, _ = unpack(name, tangents, alone)
     b, q, r = as_qr(name, a, tri, q, p)
     db, dq, dr = as_qr(name, da, dtri, dq, p)
 
@@ -101,16 +105,15 @@ def check_pushforward(name, mode, options, a, da, tol):
         assert norm((dq @ r + q @ dr - db)[..., :k]) <= tol * max(norm(db), scale)
 
     if a.dtype in (jnp.float64, jnp.complex128):
-        f = function(name, mode, **options)
+        f = jax.jit(lambda a: inexact(function(name, mode, **options)(a)))
         differences = central_difference(f, a, da)
-        for x, dx, approximately in zip(inexact(out), inexact(dout), differences, strict=True):
+        for x, dx, approximately in zip(inexact(out), inexact(tangents), differences, strict=True):
             if mode == "complete" and x.shape[-1] == x.shape[-2] and x.shape != r.shape:
                 n = min(a.shape[-2:])
                 dx, approximately = (  # LAPACK turns the complement's frame, the rule does not
                     projector_difference(name, x, y, n) for y in (dx, approximately)
                 )
             assert norm(dx - approximately) <= 1e-8 * max(norm(approximately), scale)
-    return inexact(dout)
 
 
 def projector_difference(name, q, dq, n):
