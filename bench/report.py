@@ -73,7 +73,7 @@ def report(results: Sequence[Result]) -> str:
 def _introduction() -> str:
     return (
         "Written by `python -m bench`. The contestants run in one process and take turns, round "
-        "by round, after a warm-up; a sample of a short call is many calls, and 30 ms of calls "
+        "by round, after a warm-up; a sample of a short call is many calls, and 120 ms of calls "
         "that are not timed lead up to each, until the last contestant's threads sleep. Tables "
         "give medians; a ratio is the median over the rounds of a rival's time over jaxqr's in "
         "the same round, with its quartiles: above 1, jaxqr is faster (or smaller)."

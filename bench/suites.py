@@ -37,8 +37,8 @@ Size = Literal["full", "quick", "tiny"]
 Shapes = list[tuple[int, ...]]
 
 EFFORTS: dict[Size, Effort] = {
-    "full": Effort(total=1.0, sample=0.015, lead=0.03, rounds=(5, 15)),
-    "quick": Effort(total=0.4, sample=0.01, lead=0.03, rounds=(3, 9)),
+    "full": Effort(total=1.0, sample=0.015, lead=0.12, rounds=(5, 15)),
+    "quick": Effort(total=0.4, sample=0.01, lead=0.12, rounds=(3, 9)),
     "tiny": Effort(total=0.0, sample=0.0, lead=0.0, rounds=(2, 2)),
 }
 

@@ -28,7 +28,7 @@ def interleave(calls: Mapping[str, Call], effort: Effort) -> Samples:
     The calls have run before: what is done only once is done. Each contestant gives the same
     number of samples; sample i of one and sample i of another are neighbours in time. What leads
     up to a sample is not timed: the caches are the last contestant's, and its threads, OpenMP's
-    and OpenBLAS's, look for work for some 25 ms more, on cores that the next one needs.
+    and OpenBLAS's, look for work for some 100 ms more, on cores that the next one needs.
     """
     gc.collect()
     once = {name: _about(call, effort.sample) for name, call in calls.items()}

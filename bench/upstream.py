@@ -113,7 +113,7 @@ def measure(mode: str, shape: tuple[int, ...], dtype: str, ad: str, repeats: int
         }
         for call in calls.values():
             call()
-        effort = Effort(total=0.0, sample=0.015, lead=0.03, rounds=(repeats, repeats))
+        effort = Effort(total=0.0, sample=0.015, lead=0.12, rounds=(repeats, repeats))
         times = interleave(calls, effort)
         row["time_ratio"] = ratio(times["offered"], times["jax"]).median
         row |= {f"ms_{name}": 1e3 * spread(of).median for name, of in times.items()}

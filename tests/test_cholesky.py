@@ -117,13 +117,12 @@ def test_auto_takes_it_for_deep_input():
         ((100, 32), {}),
         ((200, 100, 32), {}),
         ((300, 200), {}),
-        ((400, 200), {"mode": "r"}),
+        ((300, 200), {"mode": "r"}),
         ((6000, 600), {}),
         ((4000, 400), {"mode": "r"}),
     ):
         assert not lowers_to_potrf(shape, **options)
-    assert lowers_to_potrf((4000, 400), dtype="float32")
-    assert not lowers_to_potrf((4000, 400))
+    assert lowers_to_potrf((4000, 400))
     assert not lowers_to_potrf((4000, 32), dtype="complex64")
     traced = jax.jit(jaxqr.qr).trace(jax.ShapeDtypeStruct((4000, 32), "float32"))
     assert "potrf" not in traced.lower(lowering_platforms=("cuda",)).as_text()

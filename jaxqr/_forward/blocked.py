@@ -16,6 +16,7 @@ from jax import Array, lax
 from jaxqr._forward.algebra import adjoint, matmul, settled, solve_left, summand, total
 
 _BLOCK = 64, 128  # columns of a diagonal block: half of all, within these
+_LONE = 96  # columns up to which LAPACK's Cholesky factorization leaves its threads asleep
 _SMALL = 32  # columns up to which LAPACK inverts
 _WHOLE = 128  # columns up to which products are made in one piece
 _CACHED = 2**20  # elements up to which they are not
@@ -74,9 +75,7 @@ class Inverted(NamedTuple):
         """Of u, the upper triangle alone is read."""
         k = u.shape[0]
         size = _block(k)
-        if k <= _SMALL or u.ndim > 2:
-            return cls(u, (_inverse_by_solver(u),))
-        if k <= size:
+        if k <= size or u.ndim > 2:
             return cls(u, (_inverse(u),))
         # The last block begins early enough to be whole: of its inverse the last rows and columns
         # are the inverse of its own.
@@ -85,6 +84,26 @@ class Inverted(NamedTuple):
         *inverses, last = jax.vmap(_inverse)(blocks)
         own = k - size * len(inverses)
         return cls(u, (*inverses, last[-own:, -own:]))
+
+    @classmethod
+    def cholesky(cls, gram: Array) -> "Inverted":
+        """The Cholesky factor of gram (k, k), of which the lower triangle is read.
+
+        Rows of blocks from the first on. LAPACK factors what is on the diagonal alone: had it more
+        to do, it would wake threads of its own, and for 100 ms these look for work on the cores
+        that XLA's products need.
+        """
+        k = gram.shape[0]
+        size = -(-k // -(-k // _LONE))  # all blocks alike
+        u, inverses = jnp.zeros_like(gram), []
+        for j in range(0, k, size):
+            above = u[:j, j:]
+            row = adjoint(gram[j:, j : j + size]) - matmul(adjoint(above[:, :size]), above)
+            lower = lax.linalg.cholesky(adjoint(row[:, :size]), symmetrize_input=False)
+            inverses.append(_inverse(adjoint(lower)))
+            rest = matmul(adjoint(inverses[-1]), row[:, size:])
+            u = lax.dynamic_update_slice(u, jnp.concatenate([adjoint(lower), rest], 1), (j, j))
+        return cls(u, tuple(inverses))
 
     def _split(self) -> tuple["Inverted", Array, "Inverted", int]:
         """[[U11, U12], [0, U22]], and the size of U11."""
@@ -139,17 +158,21 @@ def _identity_like(u: Array) -> Array:
     return jnp.broadcast_to(identity, u.shape)
 
 
-@jax.custom_jvp
 def _inverse(u: Array) -> Array:
-    """U^-1 for upper triangular u (k, k)."""
+    """U^-1 for upper triangular u (k, k[, batch])."""
+    return _inverse_by_solver(u) if u.ndim > 2 or len(u) <= _SMALL else _inverse_of_large(u)
+
+
+@jax.custom_jvp
+def _inverse_of_large(u: Array) -> Array:
     inverse: Array = lax.platform_dependent(u, cpu=_inverse_by_rows, default=_inverse_by_solver)
     return inverse
 
 
-@_inverse.defjvp
+@_inverse_of_large.defjvp
 def _inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     """-U^-1 dU U^-1."""
-    inverse = _inverse(*primals)
+    inverse = _inverse_of_large(*primals)
     return inverse, -matmul(inverse, matmul(jnp.triu(*tangents), inverse))
 
 

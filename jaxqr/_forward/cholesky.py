@@ -19,7 +19,6 @@ from jaxqr._crossovers import (
     LEAST_SIZE,
     MOST_COLUMNS,
     MOST_COLUMNS_OF_COMPLEX,
-    MOST_COLUMNS_OF_FLOAT32,
 )
 from jaxqr._forward import householder
 from jaxqr._forward.algebra import adjoint, matmul
@@ -37,20 +36,16 @@ def suits(a: Array, mode: str) -> bool:
     if mode not in LEAST_COLUMNS:
         return False
     m, n = a.shape[-2:]
-    most = MOST_COLUMNS[mode]
-    if jnp.iscomplexobj(a):
-        most = MOST_COLUMNS_OF_COMPLEX
-    elif mode == "reduced" and a.dtype == jnp.float32:
-        most = MOST_COLUMNS_OF_FLOAT32
-    return LEAST_COLUMNS[mode] <= n <= most and m >= LEAST_DEPTH[mode] * n and m * n >= LEAST_SIZE
+    most = MOST_COLUMNS_OF_COMPLEX if jnp.iscomplexobj(a) else MOST_COLUMNS[mode]
+    return LEAST_COLUMNS[mode] <= n <= most and m >= LEAST_DEPTH * n and m * n >= LEAST_SIZE
 
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:
     """(q, r), or (r,) in mode "r", of a (..., m, n), m >= n; the diagonal of R is positive."""
 
-    def cholesky(q1: Array, u1: Array, u2: Array) -> tuple[Array, ...]:
-        r = jnp.triu(matmul(u2, u1))
-        return (r,) if mode == "r" else (Inverted.of(u2).right(q1), r)
+    def cholesky(q1: Array, u1: Array, u2: Inverted) -> tuple[Array, ...]:
+        r = jnp.triu(matmul(u2.u, u1))
+        return (r,) if mode == "r" else (u2.right(q1), r)
 
     def by_householder(a: Array) -> tuple[Array, ...]:
         return with_positive_diagonal(*householder.qr(a, mode))
@@ -61,9 +56,8 @@ def qr(a: Array, mode: str) -> tuple[Array, ...]:
 def triangle_and_product(a: Array, b: Array) -> tuple[Array, Array]:
     """U and Q^H B without Q, for a (..., m, n), m >= n, and b (..., m, p)."""
 
-    def cholesky(q1: Array, u1: Array, u2: Array, b: Array) -> tuple[Array, ...]:
-        c = Inverted.of(u2).adjoint_left(matmul(adjoint(q1), b))
-        return jnp.triu(matmul(u2, u1)), c
+    def cholesky(q1: Array, u1: Array, u2: Inverted, b: Array) -> tuple[Array, ...]:
+        return jnp.triu(matmul(u2.u, u1)), u2.adjoint_left(matmul(adjoint(q1), b))
 
     u, c = _verified(cholesky, householder.triangle_and_product, a, b)
     return u, c
@@ -89,7 +83,7 @@ def _verified(
         return sound & (departure <= _MOST_DEPARTURE), q1, u1, gram
 
     def second_pass(q1: Array, u1: Array, gram: Array, *others: Array) -> tuple[Array, ...]:
-        return cholesky(q1, u1, _upper(gram), *others)
+        return cholesky(q1, u1, Inverted.cholesky(gram), *others)
 
     sound, *first = over_leading_axes(first_pass)(a)
     out: tuple[Array, ...] = lax.cond(
@@ -105,18 +99,14 @@ def _lower_gram(a: Array) -> Array:
     return stacked(lower_of_product(adjoint(a), a))
 
 
-def _upper(gram: Array) -> Array:
-    return adjoint(lax.linalg.cholesky(gram, symmetrize_input=False))
-
-
 def _cholesky(a: Array) -> tuple[Array, Inverted, Array]:
     """The Cholesky factor U of A^H A, its inverted blocks, and whether these can be relied on.
 
     A product with an inverse leaves a residual that grows with the condition of what was inverted,
     where substitution's does not.
     """
-    u = _upper(_lower_gram(a))
-    inverted = Inverted.of(u)
+    inverted = Inverted.cholesky(_lower_gram(a))
+    u = inverted.u
     sound = jnp.asarray(True)
     for i, inverse in enumerate(inverted.inverses):
         size = inverse.shape[-1]
