@@ -37,7 +37,7 @@ def suits(a: Array, mode: str) -> bool:
         return False
     m, n = a.shape[-2:]
     most = MOST_COLUMNS_OF_COMPLEX if jnp.iscomplexobj(a) else MOST_COLUMNS[mode]
-    return LEAST_COLUMNS[mode] <= n <= most and m >= LEAST_DEPTH * n and m * n >= LEAST_SIZE
+    return LEAST_COLUMNS[mode] <= n <= most and m >= LEAST_DEPTH[mode] * n and m * n >= LEAST_SIZE
 
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:
