@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_const",
         const="quick",
         default="full",
-        help="fewer shapes, shorter samples; all of it takes about twenty-five minutes",
+        help="fewer shapes, shorter samples; without, all of it takes about half an hour",
     )
     parser.add_argument(
         "--tiny", dest="size", action="store_const", const="tiny", help="only see that it runs"

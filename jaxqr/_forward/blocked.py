@@ -100,9 +100,10 @@ class Inverted(NamedTuple):
             above = u[:j, j:]
             row = adjoint(gram[j:, j : j + size]) - matmul(adjoint(above[:, :size]), above)
             lower = lax.linalg.cholesky(adjoint(row[:, :size]), symmetrize_input=False)
-            inverses.append(_inverse(adjoint(lower)))
+            diagonal = adjoint(lower)
+            inverses.append(_inverse(diagonal))
             rest = matmul(adjoint(inverses[-1]), row[:, size:])
-            u = lax.dynamic_update_slice(u, jnp.concatenate([adjoint(lower), rest], 1), (j, j))
+            u = lax.dynamic_update_slice(u, jnp.concatenate([diagonal, rest], axis=1), (j, j))
         return cls(u, tuple(inverses))
 
     def _split(self) -> tuple["Inverted", Array, "Inverted", int]:

@@ -72,7 +72,7 @@ def _verified(
     """What one of the two makes of a (..., m, n) and others: of a batch, the same for all.
 
     ``cholesky`` is of matrices (rows, columns), and of the first pass instead of A: Q1, U1 and the
-    Cholesky factor of Q1^H Q1.
+    Cholesky factor of Q1^H Q1 with its inverted blocks.
     """
 
     def first_pass(a: Array) -> tuple[Array, ...]:
