@@ -110,8 +110,12 @@ def inexact(out):
 def central_difference(f, a, da, step: float = 1e-5):
     """(f(a + h da) - f(a - h da)) / 2h, the h^2 error extrapolated away."""
 
+    a, da = np.asarray(a), np.asarray(da)
+
     def difference(h):
-        return jax.tree.map(lambda x, y: (x - y) / (2 * h), f(a + h * da), f(a - h * da))
+        return jax.tree.map(
+            lambda x, y: (np.asarray(x) - np.asarray(y)) / (2 * h), f(a + h * da), f(a - h * da)
+        )
 
     coarse, fine = difference(2 * step), difference(step)
     return jax.tree.map(lambda c, f: (4 * f - c) / 3, coarse, fine)

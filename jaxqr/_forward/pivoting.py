@@ -1,5 +1,7 @@
 """QR with column pivoting: LAPACK's geqp3 where there is one, plain XLA everywhere else."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -42,6 +44,7 @@ def _lapack(a: Array, mode: str, k: int) -> tuple[Array, ...]:
     return (r, p) if mode == "r" else (q, r, p)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))  # traced once, also where LAPACK is taken
 def _xla(a: Array, mode: str, k: int) -> tuple[Array, ...]:
     *batch, m, n = a.shape
     flat = a.reshape(-1, m, n)
