@@ -38,9 +38,9 @@ MOST_ROWS = 48  # the larger
 MOST_ELEMENTS = 384
 
 # cholesky: deep matrices, real but where they are narrow
-LEAST_DEPTH = {"reduced": 1.5, "r": 2}  # rows by columns
+LEAST_DEPTH = 1.5  # rows by columns
 LEAST_COLUMNS = {"reduced": 8, "r": 16}
-MOST_COLUMNS = {"reduced": 512, "r": 320}
+MOST_COLUMNS = {"reduced": 512, "r": 768}
 MOST_COLUMNS_OF_COMPLEX = 16
 LEAST_SIZE = 2**14
 

@@ -38,6 +38,14 @@ def matmul(x: Array, y: Array) -> Array:
     return settled(summand(x, y))
 
 
+def project(q: Array, x: Array) -> Array:
+    """Q^H X for q (m, k[, batch]) and a narrow x (m, n[, batch]).
+
+    As (X^H Q)^H: of a single column XLA makes a product with the transpose of Q, which it copies.
+    """
+    return adjoint(matmul(adjoint(x), q))
+
+
 def summand(x: Array, y: Array) -> Array:
     """X Y likewise, to be added to others and :func:`settled` then: that saves memory traffic."""
     if x.ndim == 2:

@@ -13,17 +13,29 @@ from jaxqr._forward.reflectors import abs2, scalars
 def qr(a: Array, mode: str) -> tuple[Array, ...]:
     """(q, r), or (r,) in mode "r", of a (..., m, n)."""
     m, n = a.shape[-2:]
-    x = innermost(a)
-    scale = _largest(x).astype(x.dtype)
-    reflectors, rows = _eliminate(x / scale[None, None])
-    zero = jnp.zeros_like(scale)[None]
-    r = [jnp.concatenate([zero] * i + [row * scale[None]]) for i, row in enumerate(rows)]
+    reflectors, r = _triangle(innermost(a), min(m, n))
     if mode == "complete":
-        r += [jnp.concatenate([zero] * n)] * (m - len(r))
-    factors = [jnp.stack(r)]
+        r = jnp.pad(r, [(0, m - len(r)), (0, 0), (0, 0)])
+    factors = [r]
     if mode != "r":
         factors.insert(0, _q(reflectors, m if mode == "complete" else min(m, n)))
     return tuple(outermost(materialized(x), a.shape[:-2]) for x in factors)
+
+
+def triangle_and_product(a: Array, b: Array) -> tuple[Array, Array]:
+    """U and the first n rows of Q^H B, for a (..., m, n), m >= n, and b (..., m, p)."""
+    reflectors, u = _triangle(innermost(a), a.shape[-1])
+    c = jnp.stack(_reflected(reflectors, innermost(b)))
+    return outermost(materialized(u), a.shape[:-2]), outermost(materialized(c), a.shape[:-2])
+
+
+def _triangle(x: Array, steps: int) -> tuple[list[tuple[Array, Array]], Array]:
+    """The reflectors that eliminate so many columns of x (m, n, batch), and as many rows of R."""
+    scale = _largest(x).astype(x.dtype)
+    reflectors, rows = _eliminate(x / scale[None, None], steps)
+    zero = jnp.zeros_like(scale)[None]
+    r = [jnp.concatenate([zero] * i + [row * scale[None]]) for i, row in enumerate(rows)]
+    return reflectors, jnp.stack(r)
 
 
 def _largest(x: Array) -> Array:
@@ -33,13 +45,13 @@ def _largest(x: Array) -> Array:
     return materialized(jnp.where(largest == 0, 1, largest))
 
 
-def _eliminate(x: Array) -> tuple[list[tuple[Array, Array]], list[Array]]:
+def _eliminate(x: Array, steps: int) -> tuple[list[tuple[Array, Array]], list[Array]]:
     """The reflectors (v, tau) of x (m, n, batch), v below its 1; R's rows from the diagonal on.
 
     What a step leaves to do is a matrix with one row and one column less.
     """
     reflectors, rows = [], []
-    for _ in range(min(x.shape[:2])):
+    for _ in range(steps):
         alpha, below = x[0, 0], x[1:, 0]
         rest = total([jnp.zeros_like(alpha.real), *abs2(below)])
         tau, beta, scale = materialized(scalars(alpha, materialized(rest)))
@@ -53,6 +65,17 @@ def _eliminate(x: Array) -> tuple[list[tuple[Array, Array]], list[Array]]:
         rows.append(jnp.concatenate([beta, first - w]))
         x = materialized(below - v[:, None] * w[None])
     return reflectors, rows
+
+
+def _reflected(reflectors: list[tuple[Array, Array]], x: Array) -> list[Array]:
+    """The rows of Q^H X, one for each reflector, for x (m, n, batch)."""
+    rows = []
+    for v, tau in reflectors:
+        first, below = x[0], x[1:]
+        w = materialized(jnp.conj(tau)[None] * total([first, *_terms(v, below)]))
+        rows.append(first - w)
+        x = materialized(below - v[:, None] * w[None])
+    return rows
 
 
 def _terms(v: Array, x: Array) -> list[Array]:

@@ -16,7 +16,7 @@ from jax import Array, lax
 from jaxqr._forward.algebra import adjoint, matmul, settled, solve_left, summand, total
 
 _BLOCK = 64, 128  # columns of a diagonal block: half of all, within these
-_LONE = 96  # columns up to which LAPACK's Cholesky factorization leaves its threads asleep
+LONE = 96  # columns up to which LAPACK's Cholesky factorization leaves its threads asleep
 _SMALL = 32  # columns up to which LAPACK inverts
 _WHOLE = 128  # columns up to which products are made in one piece
 _CACHED = 2**20  # elements up to which they are not
@@ -94,7 +94,7 @@ class Inverted(NamedTuple):
         that XLA's products need.
         """
         k = gram.shape[0]
-        size = -(-k // -(-k // _LONE))  # all blocks alike
+        size = -(-k // -(-k // LONE))  # all blocks alike
         u, inverses = jnp.zeros_like(gram), []
         for j in range(0, k, size):
             above = u[:j, j:]

@@ -5,6 +5,11 @@ first Q was nearly so (Y. Yamamoto, Y. Nakatsukasa, Y. Yanagisawa, T. Fukaya, "R
 analysis of the CholeskyQR2 algorithm", ETNA 44 (2015)). Whether it was is known by then, and where
 it was not, Householder's algorithm does the work. Both give R a positive diagonal, so that which of
 them ran shows in nothing but time.
+
+Where Q is not wanted, blocks of columns are factored so, one after the other, and each is taken out
+of what is to its right: block Gram-Schmidt, half the operations. Its R, and what becomes of Q^H B,
+are as accurate as Householder's, also where such a Q would not be orthonormal (J. L. Barlow, "Block
+modified Gram-Schmidt algorithms and their analysis", SIAM J. Matrix Anal. Appl. 40 (2019)).
 """
 
 from collections.abc import Callable
@@ -21,8 +26,8 @@ from jaxqr._crossovers import (
     MOST_COLUMNS_OF_COMPLEX,
 )
 from jaxqr._forward import householder
-from jaxqr._forward.algebra import adjoint, matmul
-from jaxqr._forward.blocked import Inverted, lower_of_product, stacked
+from jaxqr._forward.algebra import adjoint, materialized, matmul, project
+from jaxqr._forward.blocked import LONE, Inverted, lower_of_product, stacked
 from jaxqr._forward.phases import with_positive_diagonal
 
 # The first Q's departure from orthonormality, and the mean condition of the blocks that are
@@ -37,62 +42,85 @@ def suits(a: Array, mode: str) -> bool:
         return False
     m, n = a.shape[-2:]
     most = MOST_COLUMNS_OF_COMPLEX if jnp.iscomplexobj(a) else MOST_COLUMNS[mode]
-    return LEAST_COLUMNS[mode] <= n <= most and m >= LEAST_DEPTH[mode] * n and m * n >= LEAST_SIZE
+    return LEAST_COLUMNS[mode] <= n <= most and m >= LEAST_DEPTH * n and m * n >= LEAST_SIZE
 
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:
     """(q, r), or (r,) in mode "r", of a (..., m, n), m >= n; the diagonal of R is positive."""
 
-    def cholesky(q1: Array, u1: Array, u2: Inverted) -> tuple[Array, ...]:
-        r = jnp.triu(matmul(u2.u, u1))
-        return (r,) if mode == "r" else (u2.right(q1), r)
-
-    def by_householder(a: Array) -> tuple[Array, ...]:
+    def by_householder(a: Array, *_: Array) -> tuple[Array, ...]:
         return with_positive_diagonal(*householder.qr(a, mode))
 
-    return _verified(cholesky, by_householder, a)
+    if mode == "r":
+        return _without_q(by_householder, a)
+    sound, *first = over_leading_axes(_first_pass)(a)
+    out: tuple[Array, ...] = lax.cond(
+        jnp.all(sound), over_leading_axes(_second_pass), by_householder, *(a, *first)
+    )
+    return out
 
 
 def triangle_and_product(a: Array, b: Array) -> tuple[Array, Array]:
     """U and Q^H B without Q, for a (..., m, n), m >= n, and b (..., m, p)."""
-
-    def cholesky(q1: Array, u1: Array, u2: Inverted, b: Array) -> tuple[Array, ...]:
-        return jnp.triu(matmul(u2.u, u1)), u2.adjoint_left(matmul(adjoint(q1), b))
-
-    u, c = _verified(cholesky, householder.triangle_and_product, a, b)
+    u, c = _without_q(householder.triangle_and_product, a, b)
     return u, c
 
 
-def _verified(
-    cholesky: Callable[..., tuple[Array, ...]],
-    by_householder: Callable[..., tuple[Array, ...]],
-    a: Array,
-    *others: Array,
+def _first_pass(a: Array) -> tuple[Array, ...]:
+    """Whether A (m, n) can go on; Q1 and U1 with A = Q1 U1, and the lower triangle of Q1^H Q1."""
+    u1, inverted, sound = _cholesky(a)
+    q1 = inverted.right(a)
+    gram = _lower_gram(q1)
+    departure = jnp.max(jnp.abs(jnp.tril(gram) - jnp.eye(a.shape[1], dtype=a.dtype)))
+    return sound & (departure <= _MOST_DEPARTURE), q1, u1, gram
+
+
+def _second_pass(_: Array, q1: Array, u1: Array, gram: Array) -> tuple[Array, Array]:
+    u2 = Inverted.cholesky(gram)
+    return u2.right(q1), jnp.triu(matmul(u2.u, u1))
+
+
+def _without_q(
+    by_householder: Callable[..., tuple[Array, ...]], a: Array, *b: Array
 ) -> tuple[Array, ...]:
-    """What one of the two makes of a (..., m, n) and others: of a batch, the same for all.
+    """U of a (..., m, n), and the first n rows of Q^H B where there is a b.
 
-    ``cholesky`` is of matrices (rows, columns), and of the first pass instead of A: Q1, U1 and the
-    Cholesky factor of Q1^H Q1 with its inverted blocks.
+    Of a batch all is made by the same algorithm.
     """
-
-    def first_pass(a: Array) -> tuple[Array, ...]:
-        u1, inverted, sound = _cholesky(a)
-        q1 = inverted.right(a)
-        gram = _lower_gram(q1)
-        departure = jnp.max(jnp.abs(jnp.tril(gram) - jnp.eye(a.shape[1], dtype=a.dtype)))
-        return sound & (departure <= _MOST_DEPARTURE), q1, u1, gram
-
-    def second_pass(q1: Array, u1: Array, gram: Array, *others: Array) -> tuple[Array, ...]:
-        return cholesky(q1, u1, Inverted.cholesky(gram), *others)
-
-    sound, *first = over_leading_axes(first_pass)(a)
-    out: tuple[Array, ...] = lax.cond(
+    sound, *out = over_leading_axes(_gram_schmidt)(a, *b)
+    chosen: tuple[Array, ...] = lax.cond(
         jnp.all(sound),
-        lambda a, first, others: over_leading_axes(second_pass)(*first, *others),
-        lambda a, first, others: by_householder(a, *others),
-        *(a, first, others),
+        lambda out, a, b: tuple(out),
+        lambda out, a, b: by_householder(a, *b),
+        *(out, a, b),
     )
-    return out
+    return chosen
+
+
+def _gram_schmidt(a: Array, *b: Array) -> tuple[Array, ...]:
+    """Whether all blocks of columns were sound, U, and Q^H B where there is a b."""
+    n = a.shape[1]
+    size = -(-n // -(-n // LONE))  # all blocks alike
+    sound, u, products = jnp.asarray(True), jnp.zeros_like(a, shape=(n, n)), []
+    block, rest = a[:, :size], a[:, size:]
+    for j in range(0, n, size):
+        block_is_sound, q1, u1, gram = _first_pass(block)
+        sound &= block_is_sound
+        u2 = Inverted.cholesky(gram)
+        above = u2.adjoint_left(matmul(adjoint(q1), rest))
+        product = [u2.adjoint_left(project(q1, x)) for x in b]
+        row = jnp.concatenate([jnp.triu(matmul(u2.u, u1)), above], axis=1)
+        u = lax.dynamic_update_slice(u, row, (j, j))
+        products.append(product)
+        above = u2.left(above)
+        block = _without(rest[:, :size], q1, above[:, :size])
+        rest = _without(rest[:, size:], q1, above[:, size:])
+        b = tuple(_without(x, q1, u2.left(y)) for x, y in zip(b, product, strict=True))
+    return sound, u, *(jnp.concatenate(rows) for rows in zip(*products, strict=True))
+
+
+def _without(x: Array, q: Array, projection: Array) -> Array:
+    return materialized(x - matmul(q, projection))
 
 
 def _lower_gram(a: Array) -> Array:
