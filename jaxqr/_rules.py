@@ -22,7 +22,7 @@ A cotangent that is None is zero, and costs nothing.
 import jax.numpy as jnp
 from jax import Array
 
-from jaxqr._forward.algebra import adjoint, matmul, settled
+from jaxqr._forward.algebra import adjoint, matmul, settled, settled_together, summand
 from jaxqr._forward.blocked import Inverted, lower_of_product, lower_of_upper_product, stacked
 
 
@@ -115,6 +115,7 @@ def pullback(
             yv_bar = matmul(y, adjoint(v_bar))
             qp = yv_bar if qp is None else qp + yv_bar
 
+    inner, u = settled_together(inner, u)
     x_bar = _solve_bracket(qp, q1, inner, Inverted.of(u))
     return jnp.concatenate([x_bar, y_bar], axis=1) if v.shape[1] else x_bar
 
@@ -129,7 +130,7 @@ def _solve_bracket(qp: Array | None, q: Array, inner: Array, u: Inverted) -> Arr
     m, k = q.shape[:2]
     if m >= 32 * k:
         return u.adjoint_right(qp) + matmul(q, u.adjoint_right(inner))
-    return u.adjoint_right(qp + matmul(q, inner))
+    return u.adjoint_right(settled(qp + summand(q, inner)))
 
 
 def pushforward(q: Array, r: Array, y: Array | None, da: Array) -> tuple[Array, Array]:

@@ -58,6 +58,11 @@ def settled(x: Array) -> Array:
     return x if x.ndim == 2 else materialized(x)
 
 
+def settled_together(*xs: Array) -> tuple[Array, ...]:
+    """Likewise; what is made of one of them is made when all are there."""
+    return xs if xs[0].ndim == 2 else materialized(xs)
+
+
 def solve_left(u: Array, b: Array) -> Array:
     """U^-1 B for upper triangular u (k, k[, batch]) and b (k, n[, batch])."""
     return products.solve_left(u, b) if u.ndim == 2 else substitute(u, b)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxqr._forward.algebra import adjoint, matmul, settled, solve_left, summand, total
+from jaxqr._forward.algebra import adjoint, matmul, settled, solve_adjoint_left, solve_left, summand, total
 
 _BLOCK = 64, 128  # columns of a diagonal block: half of all, within these
 LONE = 96  # columns up to which LAPACK's Cholesky factorization leaves its threads asleep
@@ -75,7 +75,9 @@ class Inverted(NamedTuple):
         """Of u, the upper triangle alone is read."""
         k = u.shape[0]
         size = _block(k)
-        if k <= size or u.ndim > 2:
+        if u.ndim > 2:
+            return cls(u, ())
+        if k <= size:
             return cls(u, (_inverse(u),))
         # The last block begins early enough to be whole: of its inverse the last rows and columns
         # are the inverse of its own.
@@ -119,6 +121,8 @@ class Inverted(NamedTuple):
 
     def left(self, b: Array) -> Array:
         """U^-1 B for b (k, n)."""
+        if not self.inverses:
+            return solve_left(self.u, b)
         if len(self.inverses) == 1:
             return matmul(self.inverses[0], b)
         u11, u12, u22, h = self._split()
@@ -127,6 +131,8 @@ class Inverted(NamedTuple):
 
     def adjoint_left(self, b: Array) -> Array:
         """U^-H B for b (k, n)."""
+        if not self.inverses:
+            return solve_adjoint_left(self.u, b)
         if len(self.inverses) == 1:
             return matmul(adjoint(self.inverses[0]), b)
         u11, u12, u22, h = self._split()
@@ -136,6 +142,8 @@ class Inverted(NamedTuple):
 
     def right(self, b: Array) -> Array:
         """B U^-1 for b (m, k)."""
+        if not self.inverses:
+            return adjoint(self.adjoint_left(adjoint(b)))
         if len(self.inverses) == 1:
             return matmul(b, self.inverses[0])
         u11, u12, u22, h = self._split()
@@ -144,6 +152,8 @@ class Inverted(NamedTuple):
 
     def adjoint_right(self, b: Array) -> Array:
         """B U^-H for b (m, k)."""
+        if not self.inverses:
+            return adjoint(self.left(adjoint(b)))
         if len(self.inverses) == 1:
             return matmul(b, adjoint(self.inverses[0]))
         u11, u12, u22, h = self._split()
