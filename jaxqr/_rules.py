@@ -175,7 +175,10 @@ def pullback_r(x: Array, r: Array, y: Array | None, r_bar: Array) -> Array:
     factor = inverted.adjoint_right(inner)
     if v.shape[1]:
         factor = jnp.concatenate([factor, v_bar], axis=1)
-    a_bar = matmul(x, inverted.left(factor))
+    if x.shape[0] < factor.shape[1]:  # wide: Q is smaller than what it is multiplied by
+        a_bar = matmul(inverted.right(x), factor)
+    else:
+        a_bar = matmul(x, inverted.left(factor))
     if y is None:
         return a_bar
     return a_bar.at[:, : u.shape[1]].add(inverted.adjoint_right(matmul(y, adjoint(v_bar))))

@@ -13,14 +13,22 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxqr._forward.algebra import adjoint, matmul, settled, solve_adjoint_left, solve_left, summand, total
+from jaxqr._forward.algebra import (
+    adjoint,
+    matmul,
+    settled,
+    solve_adjoint_left,
+    solve_left,
+    summand,
+    total,
+)
 
 _BLOCK = 64, 128  # columns of a diagonal block: half of all, within these
 LONE = 96  # columns up to which LAPACK's Cholesky factorization leaves its threads asleep
 _SMALL = 32  # columns up to which LAPACK inverts
-_WHOLE = 128  # columns up to which products are made in one piece
-_CACHED = 2**20  # elements up to which they are not
-_STRIPS = 3
+_STRIP = 128  # columns up to which the triangle of a product is made in one piece, ...
+_MOST_STRIPS = 3  # ... and the most pieces
+_CACHED = 2**20  # elements of a factor up to which there are pieces
 
 
 def _block(k: int) -> int:
@@ -49,7 +57,7 @@ def lower_of_upper_product(u: Array, v: Array) -> list[Array]:
 
 
 def _cuts(k: int) -> list[tuple[int, int]]:
-    strips = 1 if k <= _WHOLE else _STRIPS
+    strips = max(1, min(-(-k // _STRIP), _MOST_STRIPS))
     return list(itertools.pairwise(round(k * i / strips) for i in range(strips + 1)))
 
 
