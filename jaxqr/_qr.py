@@ -41,9 +41,10 @@ def qr(
             depends on those before it.
         method: the algorithm. "householder" is that of ``jnp.linalg.qr``; "batched", for many small
             matrices of at most 16 columns or rows, is unrolled; "cholesky", for deep ones, is
-            CholeskyQR2, verified, with Householder's algorithm where it fails; "auto" chooses by
-            shape, type, platform and batch, that of leading axes as well as that of ``vmap``, and
-            factors of a wide matrix the leading block alone: the rest is a product.
+            CholeskyQR2 (for R alone, of blocks of columns), verified, with Householder's algorithm
+            where it fails; "auto" chooses by shape, type, platform and batch, that of leading axes
+            as well as that of ``vmap``, and factors of a wide matrix the leading block alone: the
+            rest is a product.
 
     Returns:
         ``(q, r)``, or ``r`` in mode "r", in the type of ``a``. Q has orthonormal columns, R is
