@@ -115,6 +115,7 @@ def pullback(
             yv_bar = matmul(y, adjoint(v_bar))
             qp = yv_bar if qp is None else qp + yv_bar
 
+    # The solve begins when M's own operands are done with: less is in memory at a time.
     inner, u = settled_together(inner, u)
     x_bar = _solve_bracket(qp, q1, inner, Inverted.of(u))
     return jnp.concatenate([x_bar, y_bar], axis=1) if v.shape[1] else x_bar

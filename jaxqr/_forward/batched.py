@@ -57,13 +57,12 @@ def _eliminate(x: Array, steps: int) -> tuple[list[tuple[Array, Array]], list[Ar
         tau, beta, scale = materialized(scalars(alpha, materialized(rest)))
         v = materialized(below * scale[None])
         reflectors.append((v, tau))
-        beta, first, below = beta.astype(x.dtype)[None], x[0, 1:], x[1:, 1:]
-        if not first.shape[0]:
+        beta = beta.astype(x.dtype)[None]
+        if x.shape[1] == 1:
             rows.append(beta)
             break
-        w = materialized(jnp.conj(tau)[None] * total([first, *_terms(v, below)]))
-        rows.append(jnp.concatenate([beta, first - w]))
-        x = materialized(below - v[:, None] * w[None])
+        row, x = _reflect(v, tau, x[:, 1:])
+        rows.append(jnp.concatenate([beta, row]))
     return reflectors, rows
 
 
@@ -71,11 +70,16 @@ def _reflected(reflectors: list[tuple[Array, Array]], x: Array) -> list[Array]:
     """The rows of Q^H X, one for each reflector, for x (m, n, batch)."""
     rows = []
     for v, tau in reflectors:
-        first, below = x[0], x[1:]
-        w = materialized(jnp.conj(tau)[None] * total([first, *_terms(v, below)]))
-        rows.append(first - w)
-        x = materialized(below - v[:, None] * w[None])
+        row, x = _reflect(v, tau, x)
+        rows.append(row)
     return rows
+
+
+def _reflect(v: Array, tau: Array, x: Array) -> tuple[Array, Array]:
+    """The first row of H^H X, and what is below it, for x (m, n, batch)."""
+    first, below = x[0], x[1:]
+    w = materialized(jnp.conj(tau)[None] * total([first, *_terms(v, below)]))
+    return first - w, materialized(below - v[:, None] * w[None])
 
 
 def _terms(v: Array, x: Array) -> list[Array]:
