@@ -1,8 +1,8 @@
 """From a public function's arguments to its factors: the part that qr, lq, rq and ql share.
 
 LQ, QL and RQ are QR seen in a mirror: of the transpose, of the columns in reverse order, of both.
-Transposing and reversing are linear and JAX knows their derivatives, so none of them needs a rule
-of its own. (No conjugation is needed either: A^T = Q' R' gives A = R'^T Q'^T.)
+Transposing and reversing are linear, so none of them needs a rule of its own: QR's takes and gives
+what the mirror shows. (No conjugation is needed: A^T = Q' R' gives A = R'^T Q'^T.)
 """
 
 import dataclasses
@@ -36,50 +36,6 @@ class Options(TypedDict, total=False):
 
 
 @dataclasses.dataclass(frozen=True)
-class QR:
-    """The QR factorization with its derivative; mode is "reduced", "complete" or "r"."""
-
-    mode: str
-    positive_diagonal: bool
-    method: str
-
-    def forward(self, a: Array) -> Arrays:
-        """(q, r), or (r,)."""
-        factors = _forward.qr(a, self.mode, self.method)
-        return with_positive_diagonal(*factors) if self.positive_diagonal else factors
-
-    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
-        """(q, r): even for wide input, where Y = Q V. Or (a, r): Q is never formed."""
-        return (*args, *outputs) if self.mode == "r" else outputs
-
-    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
-        """(dq, dr), or (dr,)."""
-        (da,) = tangents
-        assert da is not None
-        if self.mode == "r":
-            a, r = residuals
-            return (over_matrices(_rules.pushforward_r)(_leading(a), r, None, da),)
-        q, r = residuals
-        dots: Arrays = over_matrices(_rules.pushforward)(q, r, None, da)
-        return dots
-
-    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Arrays:
-        """(a_bar,)."""
-        if self.mode == "r":
-            a, r = residuals
-            (r_bar,) = cotangents
-            if r_bar is None:
-                return (jnp.zeros_like(a),)
-            return (over_matrices(_rules.pullback_r)(_leading(a), r, None, r_bar),)
-        q, r = residuals
-        return (over_matrices(_rules.pullback)(q, r, None, *cotangents),)
-
-
-def _leading(a: Array) -> Array:
-    return a[..., : min(a.shape[-2:])]
-
-
-@dataclasses.dataclass(frozen=True)
 class Mirror:
     """How a relative of QR is read off the QR factorization of what the mirror shows."""
 
@@ -107,23 +63,83 @@ class Mirror:
         return "row" if self.transposed else "column"
 
     def of(self, a: Array) -> Array:
-        """What is to be factored as Q R."""
+        """What is to be factored as Q R, or Q from the orthonormal factor."""
         a = a.mT if self.transposed else a
         return jnp.flip(a, -1) if self.reversed else a
 
     def q(self, q: Array) -> Array:
-        """The orthonormal factor, from Q."""
+        """The orthonormal factor from Q, or the matrix from what was factored."""
         q = jnp.flip(q, -1) if self.reversed else q
         return q.mT if self.transposed else q
 
     def r(self, r: Array) -> Array:
-        """The triangular factor, from R."""
+        """The triangular factor from R, or R from the triangular factor."""
         r = jnp.flip(r, (-2, -1)) if self.reversed else r
         return r.mT if self.transposed else r
 
     def order(self, q: Any, r: Any) -> tuple[Any, Any]:
         """The factors in the order in which their product is the matrix."""
         return (r, q) if self.transposed else (q, r)
+
+
+@dataclasses.dataclass(frozen=True)
+class QR:
+    """The QR factorization in a mirror, with its derivative; mode is "reduced", "complete" or "r".
+
+    The orthonormal factor comes first whatever the mirror. What comes in and what goes out is as
+    the user has it, and turned here: a cotangent that is turned on its way here is a copy.
+    """
+
+    mirror: Mirror
+    mode: str
+    positive_diagonal: bool
+    method: str
+
+    def forward(self, a: Array) -> Arrays:
+        """(q, r), or (r,)."""
+        factors = _forward.qr(self.mirror.of(a), self.mode, self.method)
+        return self._out(with_positive_diagonal(*factors) if self.positive_diagonal else factors)
+
+    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
+        """(q, r): even for wide input, where Y = Q V. Or (a, r): Q is never formed."""
+        *_, r = outputs
+        first = args if self.mode == "r" else outputs
+        return self.mirror.of(first[0]), self.mirror.r(r)
+
+    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
+        """(dq, dr), or (dr,)."""
+        (da,) = tangents
+        assert da is not None
+        da = self.mirror.of(da)
+        if self.mode == "r":
+            a, r = residuals
+            return (self.mirror.r(over_matrices(_rules.pushforward_r)(_leading(a), r, None, da)),)
+        q, r = residuals
+        return self._out(over_matrices(_rules.pushforward)(q, r, None, da))
+
+    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Arrays:
+        """(a_bar,)."""
+        *_, r_bar = cotangents
+        r_bar = None if r_bar is None else self.mirror.r(r_bar)
+        if self.mode == "r":
+            a, r = residuals
+            if r_bar is None:
+                a_bar = jnp.zeros_like(a)
+            else:
+                a_bar = over_matrices(_rules.pullback_r)(_leading(a), r, None, r_bar)
+        else:
+            q, r = residuals
+            q_bar = None if cotangents[0] is None else self.mirror.of(cotangents[0])
+            a_bar = over_matrices(_rules.pullback)(q, r, None, q_bar, r_bar)
+        return (self.mirror.q(a_bar),)
+
+    def _out(self, factors: Arrays) -> Arrays:
+        *q, r = factors
+        return *(self.mirror.q(x) for x in q), self.mirror.r(r)
+
+
+def _leading(a: Array) -> Array:
+    return a[..., : min(a.shape[-2:])]
 
 
 def factorize(
@@ -176,11 +192,9 @@ def _factors(
     positive_diagonal: bool,
     method: str,
 ) -> Arrays:
-    *q, r = differentiated(QR(mode, positive_diagonal, method), forward_mode)(
-        mirror.of(a).astype(compute_dtype(a.dtype))
-    )
-    dtype = result_dtype(a.dtype)
-    return *(mirror.q(x).astype(dtype) for x in q), mirror.r(r).astype(dtype)
+    function = differentiated(QR(mirror, mode, positive_diagonal, method), forward_mode)
+    factors = function(a.astype(compute_dtype(a.dtype)))
+    return tuple(x.astype(result_dtype(a.dtype)) for x in factors)
 
 
 def differentiated(f: Any, forward: bool) -> Any:
