@@ -39,9 +39,10 @@ __all__ = ["qr_jvp_rule"]
 
 def _qr_tangent_w(c):
   """The upper triangular W, diag(W) real, that makes C - W skew-Hermitian."""
-  # S drops out of C + C^H = W + W^H, whose strict upper triangle is that of W.
-  eye = lax.broadcast(lax._eye(bool, c.shape[-2:]), c.shape[:-2])
-  return lax.select(eye, c.real.astype(c.dtype), _triu(c + _H(c), 1))
+  # S drops out of C + C^H = W + W^H, whose strict upper triangle is that of W
+  # and whose diagonal is twice that of W.
+  eye = lax.broadcast(lax._eye(c.dtype, c.shape[-2:]), c.shape[:-2])
+  return (1 - eye / 2) * _triu(c + _H(c))
 
 def _deep_qr_jvp(q, r, dx):
   """JVP for QR decompositions of [..., m, n] matrices with m >= n."""
