@@ -102,8 +102,10 @@ def _put_rule(text: str, path: str) -> str:
         path,
         "ad.primitive_jvps[qr_p] = qr_jvp_rule\n",
         "qr_p = linalg_primitive(",
+        "import numpy as np\n",
         "from jax._src import ad_util\n",
         "from jax._src import api\n",
+        "from jax._src import dtypes\n",
         "from jax._src.lax import lax\n",
         *("def _H(", "def _triu(", "def triangular_solve("),
     )

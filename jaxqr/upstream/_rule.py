@@ -9,7 +9,8 @@ rule that is there. So what is tested here is what is offered there. Everything 
 part uses is imported above it, under the name that it has in `linalg.py`.
 """
 
-from jax._src import ad_util, api
+import numpy as np
+from jax._src import ad_util, api, dtypes
 from jax._src.lax import lax
 from jax._src.lax.linalg import _H, _triu, qr_p, triangular_solve
 
@@ -41,8 +42,14 @@ def _qr_tangent_w(c):
   """The upper triangular W, diag(W) real, that makes C - W skew-Hermitian."""
   # S drops out of C + C^H = W + W^H, whose strict upper triangle is that of W
   # and whose diagonal is twice that of W.
-  eye = lax.broadcast(lax._eye(c.dtype, c.shape[-2:]), c.shape[:-2])
-  return (1 - eye / 2) * _triu(c + _H(c))
+  w = _triu(c + _H(c))
+  eye = lax.broadcast(lax._eye(bool, c.shape[-2:]), c.shape[:-2])
+  if dtypes.issubdtype(c.dtype, np.complexfloating):
+    # The product below would be right here too. XLA fuses it with the sign of
+    # -W and, on CPU, starts dQ before dR then: faster for real types, but more
+    # memory for complex ones.
+    return lax.select(eye, w / 2, w)
+  return (1 - eye.astype(c.dtype) / 2) * w
 
 def _deep_qr_jvp(q, r, dx):
   """JVP for QR decompositions of [..., m, n] matrices with m >= n."""
