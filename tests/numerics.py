@@ -35,6 +35,25 @@ def matrix(
     return (u * np.geomspace(1, 1 / cond, k) @ vh).astype(dtype)
 
 
+def graded(shape: Sequence[int], dtype: str) -> np.ndarray:
+    """A batch of matrices whose columns fall off more and more, to near underflow.
+
+    In every other one the last column repeats the second: all of it is rounding in the end.
+    """
+    a = gaussian(shape, dtype)
+    a[::2, :, -1] = a[::2, :, 1]
+    limits = np.finfo(dtype)
+    least = np.log10(limits.tiny / limits.eps) + 1
+    fall = np.linspace(0, least, shape[0])[:, None, None]
+    return a * (10 ** (fall * np.array([0, 0.5, *[1] * (shape[2] - 2)]))).astype(dtype)
+
+
+def check_columns(b, q, r, tol: float) -> None:
+    """:func:`check_qr` with each column of B measured by its own length."""
+    lengths = np.abs(b).max(axis=-2, keepdims=True).astype("float64")
+    check_qr(b / lengths, q, r / lengths, tol)
+
+
 def random_like(tree, seed: int = 1):
     """Random cotangents or tangents, complex where the array is."""
     leaves, treedef = jax.tree.flatten(tree)

@@ -13,8 +13,10 @@ from numerics import (
     FACTORIZATIONS,
     NAMES,
     assert_close,
+    check_columns,
     check_qr,
     gaussian,
+    graded,
     inexact,
     matrix,
     random_like,
@@ -167,6 +169,15 @@ def test_hard_input(dtype):
 
     for ours, theirs in zip(errors(q, r), errors(*lapack), strict=True):
         assert np.all(ours <= 4 * np.maximum(theirs, 2 * eps))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_columns_of_very_different_lengths(dtype):
+    """Squares that underflow in part must not leave a reflector that is not unitary."""
+    a = graded((BATCH, 6, 4), dtype)
+    q, r = map(np.asarray, jaxqr.qr(a, method="batched"))
+    for one in zip(a, q, r, strict=True):
+        check_columns(*one, tolerance(dtype, a.shape, 1))
 
 
 def test_nan_stays_in_its_matrix():

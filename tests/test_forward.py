@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numerics import DTYPES, check_qr, gaussian, matrix, norm, tolerance
+from numerics import DTYPES, check_columns, check_qr, gaussian, graded, matrix, norm, tolerance
 
 from jaxqr._forward import pivoting
 from jaxqr._forward.phases import with_positive_diagonal
@@ -83,6 +83,14 @@ def deficient(dtype="float64"):
 )
 def test_xla_pivoted_qr_of_hard_input(a):
     check(jnp.asarray(a), *xla_pivoted_qr(jnp.asarray(a)), tolerance("float64", a.shape, 1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_xla_pivoted_qr_of_columns_of_very_different_lengths(dtype):
+    a = graded((40, 6, 4), dtype)
+    q, r, p = map(np.asarray, xla_pivoted_qr(jnp.asarray(a)))
+    for b, *factors in zip(np.take_along_axis(a, p[:, None], -1), q, r, strict=True):
+        check_columns(b, *factors, tolerance(dtype, a.shape, 1))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -7,7 +7,7 @@ from jax import Array
 
 from jaxqr._batching import innermost, outermost
 from jaxqr._forward.algebra import materialized, total
-from jaxqr._forward.reflectors import abs2, scalars
+from jaxqr._forward.reflectors import abs2, magnitude, scalars
 
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:
@@ -31,18 +31,12 @@ def triangle_and_product(a: Array, b: Array) -> tuple[Array, Array]:
 
 def _triangle(x: Array, steps: int) -> tuple[list[tuple[Array, Array]], Array]:
     """The reflectors that eliminate so many columns of x (m, n, batch), and as many rows of R."""
-    scale = _largest(x).astype(x.dtype)
-    reflectors, rows = _eliminate(x / scale[None, None], steps)
-    zero = jnp.zeros_like(scale)[None]
-    r = [jnp.concatenate([zero] * i + [row * scale[None]]) for i, row in enumerate(rows)]
+    largest = functools.reduce(jnp.maximum, map(jnp.abs, x))
+    scale = materialized(magnitude(largest)).astype(x.dtype)  # (n, batch)
+    reflectors, rows = _eliminate(x / scale[None], steps)
+    zero = jnp.zeros_like(scale[:1])
+    r = [jnp.concatenate([zero] * i + [row * scale[i:]]) for i, row in enumerate(rows)]
     return reflectors, jnp.stack(r)
-
-
-def _largest(x: Array) -> Array:
-    """The largest magnitude in x (m, n, batch), or 1: over it, no square over- or underflows."""
-    of_columns = materialized(functools.reduce(jnp.maximum, map(jnp.abs, x)))
-    largest = functools.reduce(jnp.maximum, of_columns)
-    return materialized(jnp.where(largest == 0, 1, largest))
 
 
 def _eliminate(x: Array, steps: int) -> tuple[list[tuple[Array, Array]], list[Array]]:

@@ -8,7 +8,7 @@ from jax import Array, lax
 
 from jaxqr._forward import householder
 from jaxqr._forward.products import adjoint, matmul
-from jaxqr._forward.reflectors import reflector, scale_of
+from jaxqr._forward.reflectors import abs2, magnitude, reflector
 
 
 def take_columns(a: Array, p: Array) -> Array:
@@ -65,17 +65,18 @@ def _eliminate(a: Array, k: int) -> tuple[Array, Array, Array]:
     """K steps of Householder elimination with column pivoting on a (m, n), as LAPACK stores it.
 
     Returns R in and above the diagonal with the reflectors v below it (v_j = 1 is implied), their
-    scales tau (k,), and the permutation (n,). The squared norms of the trailing columns are
-    computed anew in each step: nothing cancels, and the cost is a quarter of the update's.
+    scales tau (k,), and the permutation (n,). The norms of the trailing columns are computed anew
+    in each step: nothing cancels, and the cost is a quarter of the update's.
     """
     m, n = a.shape
-    scale = scale_of(a)
+    scale = magnitude(jnp.max(jnp.abs(a), axis=0))
+    relative = scale / jnp.max(scale)
     row, column = jnp.arange(m, dtype=jnp.int32), jnp.arange(n, dtype=jnp.int32)
 
     def step(j: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         a, taus, p = state
         trailing = jnp.where((row >= j)[:, None], a, 0)
-        norms = jnp.sum(jnp.square(jnp.abs(trailing)), axis=0)
+        norms = jnp.sqrt(jnp.sum(abs2(trailing), axis=0)) * relative[p]
         pivot = jnp.argmax(jnp.where(column >= j, norms, -1))
         a = a.at[:, pivot].set(a[:, j]).at[:, j].set(a[:, pivot])
         p = p.at[pivot].set(p[j]).at[j].set(p[pivot])
@@ -88,11 +89,12 @@ def _eliminate(a: Array, k: int) -> tuple[Array, Array, Array]:
         return a.at[:, j].set(stored), taus.at[j].set(tau), p
 
     start = (
-        a / scale,
+        a / scale.astype(a.dtype)[None],
         jnp.zeros_like(a[0, :k]),  # "like": under shard_map they vary where a does
         column + jnp.zeros_like(a[0], dtype=jnp.int32),
     )
     a, taus, p = lax.fori_loop(jnp.int32(0), jnp.int32(k), step, start)
     on_or_above = row[:, None] <= column[None, :]
     eliminated = (column < k)[None, :]
-    return jnp.where(on_or_above | ~eliminated, a * scale, a), taus, p
+    scaled = a * scale[p].astype(a.dtype)[None]
+    return jnp.where(on_or_above | ~eliminated, scaled, a), taus, p

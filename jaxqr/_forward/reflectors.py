@@ -17,10 +17,16 @@ def reflector(x: Array, j: Any, row: Any) -> tuple[Array, Array, Array]:
 
 
 def scalars(alpha: Array, rest: Array) -> tuple[Array, Array, Array]:
-    """Tau, beta, and what the elements below alpha times it are in v; rest is their |.|^2's sum."""
-    norm = jnp.sqrt(abs2(alpha) + rest)
+    """Tau, beta, and what the elements below alpha times it are in v; rest is their |.|^2's sum.
+
+    A column of magnitude one of which so little is left that squares underflow stays as it is:
+    with an inexact norm the reflector would not be unitary, and what is left is far below rounding.
+    """
+    square = abs2(alpha) + rest
+    norm = jnp.sqrt(square)
     beta = jnp.where(alpha.real >= 0, -norm, norm)
-    nothing = (rest == 0) & (alpha.imag == 0)
+    limits = jnp.finfo(square.dtype)
+    nothing = ((rest == 0) & (alpha.imag == 0)) | (square < limits.tiny / limits.eps**2)
     beta = jnp.where(nothing, alpha.real, beta)
     to = beta.astype(alpha.dtype)
     tau = jnp.where(nothing, 0, (to - alpha) / jnp.where(nothing, 1, to))
@@ -32,7 +38,9 @@ def abs2(x: Array) -> Array:
     return jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else jnp.square(x)
 
 
-def scale_of(a: Array) -> Array:
-    """The largest magnitude in a (m, n), or 1: divided by it, no square over- or underflows."""
-    largest = jnp.max(jnp.abs(a))
-    return jnp.where(largest == 0, jnp.ones_like(largest), largest).astype(a.dtype)
+def magnitude(largest: Array) -> Array:
+    """What to divide columns by, given their largest magnitudes: by 1 where all is zero.
+
+    Q does not change with the scale of a column, R's column does; and no square overflows.
+    """
+    return jnp.where(largest == 0, 1, largest)
