@@ -1,6 +1,7 @@
 """The rule offered to JAX: by its defining equations, and as a patch that applies."""
 
 import contextlib
+import dataclasses
 import inspect
 import os
 import shutil
@@ -331,7 +332,7 @@ def test_a_broken_rule_is_noticed(old, new):
 def checkout(tmp_path):
     """The files of the installed JAX that the changes touch."""
     root = Path(jax.__file__).parent
-    for name in _patch.LAX, _patch.SCIPY, "jax/scipy/linalg.py":
+    for name in _patch.LAX, _patch.SCIPY, _patch.JET, "jax/scipy/linalg.py":
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root.parent / name, tmp_path / name)
     return tmp_path
@@ -345,12 +346,12 @@ def test_the_patch_applies_and_is_in_the_style_of_jax(checkout, change):
     patch = out.read_text(encoding="utf-8")
     added = [line[1:] for line in patch.splitlines() if line.startswith("+")]
     assert "jaxqr" not in patch
-    if change == "rule":
-        assert max(map(len, added)) <= 80
-        assert "2009.10071" in patch
+    width = 100 if _patch.SCIPY in _patch.CHANGES[change].edits else 80  # as JAX has it there
+    assert max(map(len, added)) <= width
+    assert ("2009.10071" in patch) == (change == "rule")
     environment = {"GIT_CEILING_DIRECTORIES": str(checkout.parent), "PATH": "/usr/bin:/bin"}
     subprocess.run(["git", "apply", str(out)], cwd=checkout, env=environment, check=True)
-    for name in _patch.LAX, _patch.SCIPY:
+    for name in _patch.LAX, _patch.SCIPY, _patch.JET:
         compile((checkout / name).read_text(encoding="utf-8"), name, "exec")
     if change == "rule":
         assert _patch.rule_source() in (checkout / _patch.LAX).read_text(encoding="utf-8")
@@ -370,6 +371,26 @@ def test_tests_and_changelog_go_where_their_files_are(checkout):
     assert patch.count("+++ b/") == 3
     assert "testQrPivotedWideJvp" in patch
     assert "+* Bug fixes" in patch
+
+
+def check(change, monkeypatch):
+    monkeypatch.setenv("JAX_NUM_GENERATED_CASES", "4")
+    root = Path(jax.__file__).parent
+    return _patch.check_patch(root, change, _patch.make_patch(root, change))
+
+
+@pytest.mark.parametrize("change", _patch.CHANGES)
+def test_what_comes_with_a_patch_fails_before_and_passes_after(change, monkeypatch):
+    good, report = check(_patch.CHANGES[change], monkeypatch)
+    assert good, report
+
+
+def test_a_patch_that_mends_nothing_fails_the_check(monkeypatch):
+    change = _patch.CHANGES["geqp3"]
+    idle = dataclasses.replace(change, edits={_patch.LAX: lambda text, _: text + "# nothing\n"})
+    good, report = check(idle, monkeypatch)
+    assert not good
+    assert "testGeqp3Default: before 0 of 4 pass, after 0 of 4" in report
 
 
 @pytest.mark.parametrize("missing", ["def qr_jvp_rule", "def _thin_qr_jvp", "def _triu"])

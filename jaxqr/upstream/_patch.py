@@ -17,6 +17,7 @@ from pathlib import Path
 
 LAX = "jax/_src/lax/linalg.py"
 SCIPY = "jax/_src/scipy/linalg.py"
+JET = "jax/experimental/jet.py"
 TESTS = "tests/linalg_test.py"
 HERE = Path(__file__).parent
 
@@ -30,8 +31,10 @@ from absl.testing import absltest
 
 import jax
 import jax.scipy.linalg
-from jax import grad, jvp, lax, numpy as jnp
+from jax import grad, jit, jvp, lax, numpy as jnp
 from jax._src import test_util as jtu
+from jax._src.lax import linalg as lax_linalg
+from jax.experimental.jet import jet
 
 jax.config.parse_flags_with_absl()
 
@@ -163,6 +166,28 @@ def _split_qr_multiply(text: str, path: str) -> str:
     return text.replace(api.group(), api.group() + new_import, 1)
 
 
+def _put_geqp3(text: str, path: str) -> str:
+    if "mlir.register_lowering(geqp3_p" in text:
+        raise UnexpectedSource(f"{path} lowers geqp3 everywhere already")
+    _require(text, path, "from jax._src.lax import control_flow\n", "from jax._src import api\n")
+    registration = "register_cpu_gpu_lowering(geqp3_p, "
+    text = _replace_once(
+        text,
+        path,
+        registration,
+        "mlir.register_lowering(geqp3_p, mlir.lower_fun(_geqp3_lowering))\n" + registration,
+    )
+    return _insert_after(text, path, "_geqp3_dtype_rule", _read("geqp3.txt"), 1)
+
+
+def _put_jet(text: str, path: str) -> str:
+    if "lax.linalg.qr_p" in text:
+        raise UnexpectedSource(f"{path} has a rule for QR already")
+    rule_of_jit = "\n\n@weakref_lru_cache\ndef _jet_jaxpr("
+    _require(text, path, "from jax import lax\n", "import jax.numpy as jnp\n", "zero_series = ")
+    return _replace_once(text, path, rule_of_jit, "\n" + _read("jet.txt") + rule_of_jit)
+
+
 def _changelog(section: str, entry: str) -> Callable[[str, str], str]:
     def put(text: str, path: str) -> str:
         _require(text, path, "## Unreleased\n")
@@ -185,6 +210,7 @@ class Change:
     tests: str
     after_test: str  # the method of JAX's own that the new tests follow
     optional: dict[str, Callable[[str, str], str]]
+    test_file: str = TESTS
 
     def test_names(self) -> list[str]:
         """The new tests, by name."""
@@ -227,6 +253,19 @@ CHANGES = {
         "testQrMultiply1D",
         {"CHANGELOG.md": _changelog("New features", _read("qr_multiply_changelog.txt"))},
     ),
+    "geqp3": Change(
+        {LAX: _put_geqp3},
+        _read("geqp3_tests.txt"),
+        "testHouseholderProduct",
+        {"CHANGELOG.md": _changelog("New features", _read("geqp3_changelog.txt"))},
+    ),
+    "jet": Change(
+        {JET: _put_jet},
+        _read("jet_tests.txt"),
+        "test_unstack",
+        {"CHANGELOG.md": _changelog("New features", _read("jet_changelog.txt"))},
+        test_file="tests/jet_test.py",
+    ),
 }
 
 
@@ -252,7 +291,7 @@ def make_patch(path: Path, change: Change) -> str:
         UnexpectedSource: the source is not there or not of the shape that the change expects.
     """
     root = find_root(path)
-    optional = {**change.optional, TESTS: change.put_tests}
+    optional = {**change.optional, change.test_file: change.put_tests}
     edits = {**change.edits, **{p: e for p, e in optional.items() if (root / p).is_file()}}
     patch: list[str] = []
     for name, edit in edits.items():
@@ -270,7 +309,7 @@ def make_patch(path: Path, change: Change) -> str:
 
 def _run_tests(root: Path, change: Change) -> dict[str, list[bool]]:
     """Run the change's tests on the jax in `root`: for each, whether each of its cases passed."""
-    file = root / TESTS
+    file = root / change.test_file
     if not file.is_file():
         file = root / "tests" / "new_test.py"
         file.parent.mkdir(exist_ok=True)
@@ -281,6 +320,7 @@ def _run_tests(root: Path, change: Change) -> dict[str, list[bool]]:
         [sys.executable, str(file), f"--xml_output_file={report}"],
         cwd=root,
         env={
+            "JAX_NUM_GENERATED_CASES": "1000",  # all of them, where nobody asks for a sample
             **os.environ,
             "PYTHONPATH": str(root),
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -326,13 +366,14 @@ def check_patch(path: Path, change: Change, patch: str) -> tuple[bool, str]:
         for name in re.findall(r"^--- a/(.*)$", patch, re.MULTILINE):
             (scratch / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(root / name, scratch / name)
-        in_tests = f"--- a/{TESTS}" in patch
-        original = (scratch / TESTS).read_text(encoding="utf-8") if in_tests else ""
-        if in_tests:  # the new tests on the old source
-            (scratch / TESTS).write_text(change.put_tests(original, TESTS), encoding="utf-8")
+        tests = scratch / change.test_file
+        original = tests.read_text(encoding="utf-8") if tests.is_file() else None
+        if original is not None:  # the new tests on the old source
+            new = change.put_tests(original, change.test_file)
+            tests.write_text(new, encoding="utf-8")
         before = _run_tests(scratch, change)
-        if in_tests:
-            (scratch / TESTS).write_text(original, encoding="utf-8")
+        if original is not None:
+            tests.write_text(original, encoding="utf-8")
         (scratch / "change.patch").write_text(patch, encoding="utf-8")
         applied = subprocess.run(
             ["git", "apply", "change.patch"],
