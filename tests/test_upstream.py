@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.interpreters import ad
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxqr import upstream
 from jaxqr.upstream import __main__ as command
@@ -175,11 +176,15 @@ def test_every_transformation():
     a = random((3, 5, 3))
     loss = lambda a: jnp.sum(jnp.abs(qr(False, True)(a)[1]) ** 3)  # noqa: E731
     each = jnp.stack([jax.grad(loss)(x) for x in a])
+    mesh, by_matrix = Mesh(np.array(jax.devices("cpu")[:3]), ("batch",)), PartitionSpec("batch")
     for f in (
         jax.vmap(jax.grad(loss)),
         jax.jit(jax.vmap(jax.grad(loss))),
         jax.grad(loss),
         jax.grad(jax.checkpoint(loss)),
+        jax.vmap(jax.jacfwd(loss)),
+        jax.vmap(jax.jacrev(loss)),
+        jax.shard_map(jax.grad(loss), mesh=mesh, in_specs=by_matrix, out_specs=by_matrix),
         lambda a: jax.lax.map(jax.grad(loss), a),
         lambda a: jax.grad(lambda a: jax.lax.scan(lambda s, x: (s + loss(x), None), 0.0, a)[0])(a),
     ):
@@ -188,6 +193,8 @@ def test_every_transformation():
     second = jax.jvp(jax.grad(loss), (x,), (dx,))[1]
     expected = (jax.grad(loss)(x + h * dx) - jax.grad(loss)(x - h * dx)) / (2 * h)
     np.testing.assert_allclose(second, expected, rtol=1e-5, atol=1e-5)
+    hessian = jax.hessian(loss)(x)
+    np.testing.assert_allclose(jnp.tensordot(hessian, dx), second, rtol=1e-8, atol=1e-8)
     reverse = jax.grad(lambda x: jnp.vdot(jax.grad(loss)(x), dx))(x)
     np.testing.assert_allclose(reverse, second, rtol=1e-8, atol=1e-8)
 
