@@ -15,12 +15,13 @@ from jax import Array
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
-from jaxqr import _forward, _rules
+from jaxqr import _forward
 from jaxqr._arguments import as_matrices, compute_dtype, one_of, result_dtype
 from jaxqr._autodiff import Arrays, MaybeArrays, forward_mode, reverse_mode
-from jaxqr._batching import over_matrices
 from jaxqr._forward import METHODS
-from jaxqr._forward.phases import with_positive_diagonal
+from jaxqr._linalg.batching import over_matrices
+from jaxqr._linalg.phases import with_positive_diagonal
+from jaxqr._rules import partial_qr as _rules
 
 Method = Literal["auto", "householder", "batched", "cholesky"]
 _PIVOTING_HELPS = " jaxqr.pivoted_qr takes them in an order of its own."

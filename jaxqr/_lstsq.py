@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 
 from jaxqr._arguments import as_array, as_matrices, compute_dtype, result_dtype
 from jaxqr._forward import least_squares
-from jaxqr._forward.products import adjoint, matmul
-from jaxqr._lstsq_rules import Solved, System, derive
+from jaxqr._linalg.products import adjoint, matmul
+from jaxqr._rules.least_squares import Solved, System, derive
 
 
 def lstsq(

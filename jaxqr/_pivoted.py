@@ -9,10 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxqr import _rules
 from jaxqr._arguments import as_matrices, compute_dtype, one_of, result_dtype
 from jaxqr._autodiff import Arrays, MaybeArrays
-from jaxqr._batching import over_matrices
 from jaxqr._factorization import (
     Method,
     Options,
@@ -21,8 +19,10 @@ from jaxqr._factorization import (
     require_rank,
 )
 from jaxqr._forward import pivoting
-from jaxqr._forward.phases import with_positive_diagonal
 from jaxqr._forward.pivoting import take_columns
+from jaxqr._linalg.batching import over_matrices
+from jaxqr._linalg.phases import with_positive_diagonal
+from jaxqr._rules import partial_qr as _rules
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ import pytest
 from numerics import assert_close, gaussian, matrix, norm, random_like, tolerance
 
 import jaxqr
-from jaxqr._batching import over_matrices
-from jaxqr._forward.blocked import Inverted, lower_of_product, lower_of_upper_product, stacked
+from jaxqr._linalg.batching import over_matrices
+from jaxqr._linalg.blocked import Inverted, lower_of_product, lower_of_upper_product, stacked
 
 SIZES = [0, 1, 64, 65, 128, 129, 200, 256, 257, 300]
 

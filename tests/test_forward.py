@@ -9,7 +9,7 @@ import pytest
 from numerics import DTYPES, check_columns, check_qr, gaussian, graded, matrix, norm, tolerance
 
 from jaxqr._forward import pivoting
-from jaxqr._forward.phases import with_positive_diagonal
+from jaxqr._linalg.phases import with_positive_diagonal
 
 
 def xla_pivoted_qr(a, mode="reduced", k=None):

@@ -19,8 +19,8 @@ from numerics import (
 )
 
 import jaxqr
-from jaxqr import _lstsq_rules as rules
 from jaxqr._forward import least_squares
+from jaxqr._rules import least_squares as rules
 
 SHAPES = [(7, 4), (4, 4), (4, 7)]
 RCOND = 1e-9

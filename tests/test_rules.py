@@ -31,7 +31,7 @@ from numerics import (
 
 import jaxqr
 from bench.eq8 import pullback_eq8
-from jaxqr import _rules
+from jaxqr._rules import partial_qr as _rules
 
 SHAPES = [(6, 4), (4, 4), (4, 6), (1, 4), (4, 1), (2, 5, 3)]
 DOUBLE = ("float64", "complex128")

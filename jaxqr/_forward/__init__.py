@@ -6,9 +6,9 @@ from typing import Any
 
 from jax import Array, lax
 
-from jaxqr._batching import batch_aware, suits
-from jaxqr._crossovers import MOST_UNROLLED
 from jaxqr._forward import batched, cholesky, householder, wide
+from jaxqr._forward.crossovers import MOST_UNROLLED
+from jaxqr._linalg.batching import batch_aware, suits
 
 # What ``method`` may be. "auto" takes only what has the orthogonality of Householder's, and on
 # platforms where nothing was measured, Householder's itself.

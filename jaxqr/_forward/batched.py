@@ -5,9 +5,9 @@ import functools
 import jax.numpy as jnp
 from jax import Array
 
-from jaxqr._batching import innermost, outermost
-from jaxqr._forward.algebra import materialized, total
-from jaxqr._forward.reflectors import abs2, magnitude, scalars
+from jaxqr._linalg.algebra import materialized, total
+from jaxqr._linalg.batching import innermost, outermost
+from jaxqr._linalg.reflectors import abs2, magnitude, scalars
 
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:

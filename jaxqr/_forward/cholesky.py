@@ -17,18 +17,18 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxqr._batching import over_leading_axes
-from jaxqr._crossovers import (
+from jaxqr._forward import householder
+from jaxqr._forward.crossovers import (
     LEAST_COLUMNS,
     LEAST_DEPTH,
     LEAST_SIZE,
     MOST_COLUMNS,
     MOST_COLUMNS_OF_COMPLEX,
 )
-from jaxqr._forward import householder
-from jaxqr._forward.algebra import adjoint, materialized, matmul, project
-from jaxqr._forward.blocked import LONE, Inverted, lower_of_product, stacked
-from jaxqr._forward.phases import with_positive_diagonal
+from jaxqr._linalg.algebra import adjoint, materialized, matmul, project
+from jaxqr._linalg.batching import over_leading_axes
+from jaxqr._linalg.blocked import LONE, Inverted, lower_of_product, stacked
+from jaxqr._linalg.phases import with_positive_diagonal
 
 # The first Q's departure from orthonormality, and the mean condition of the blocks that are
 # inverted: up to here errors are those of Householder's algorithm (tests/test_cholesky.py).

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxqr._forward.phases import with_positive_diagonal
+from jaxqr._linalg.phases import with_positive_diagonal
 
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:

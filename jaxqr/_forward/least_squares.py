@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxqr import _forward
-from jaxqr._batching import batch_aware, over_matrices, suits
-from jaxqr._forward import batched, cholesky, householder, pivoting, products
-from jaxqr._forward.algebra import adjoint, matmul, project, solve_adjoint_left, solve_left
+from jaxqr._forward import batched, cholesky, householder, pivoting
+from jaxqr._linalg import products
+from jaxqr._linalg.algebra import adjoint, matmul, project, solve_adjoint_left, solve_left
+from jaxqr._linalg.batching import batch_aware, over_matrices, suits
 
 Root = tuple[Array, ...]
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxqr._forward import householder
-from jaxqr._forward.products import adjoint, matmul
-from jaxqr._forward.reflectors import abs2, magnitude, reflector
+from jaxqr._linalg.products import adjoint, matmul
+from jaxqr._linalg.reflectors import abs2, magnitude, reflector
 
 
 def take_columns(a: Array, p: Array) -> Array:

@@ -7,9 +7,9 @@ R alone is wanted, the reflectors of X are applied to Y, and Q is not formed.
 import jax.numpy as jnp
 from jax import Array
 
-from jaxqr._crossovers import LEAST_WIDTH
 from jaxqr._forward import householder
-from jaxqr._forward.products import adjoint, matmul
+from jaxqr._forward.crossovers import LEAST_WIDTH
+from jaxqr._linalg.products import adjoint, matmul
 
 
 def suits(a: Array) -> bool:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from jaxqr._crossovers import LEAST_BATCH, MOST_ELEMENTS, MOST_ROWS, MOST_UNROLLED_IN_RULES
+from jaxqr._forward.crossovers import LEAST_BATCH, MOST_ELEMENTS, MOST_ROWS, MOST_UNROLLED_IN_RULES
 
 # Before JAX 0.11, XLA gathered a sharded batch wherever a layout was asked for.
 _LAYOUT_IS_SHARDED = jax.__version_info__ >= (0, 11)
@@ -108,7 +108,7 @@ def over_leading_axes(f: Callable[..., Any]) -> Callable[..., Any]:
 def over_matrices(f: Callable[..., Any]) -> Callable[..., Any]:
     """F likewise, but many small ones it gets as (rows, columns, batch).
 
-    See :mod:`jaxqr._forward.algebra`.
+    See :mod:`jaxqr._linalg.algebra`.
     """
     one_by_one = over_leading_axes(f)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxqr._forward.algebra import (
+from jaxqr._linalg.algebra import (
     adjoint,
     matmul,
     settled,

@@ -22,8 +22,8 @@ A cotangent that is None is zero, and costs nothing.
 import jax.numpy as jnp
 from jax import Array
 
-from jaxqr._forward.algebra import adjoint, matmul, settled, settled_together, summand
-from jaxqr._forward.blocked import Inverted, lower_of_product, lower_of_upper_product, stacked
+from jaxqr._linalg.algebra import adjoint, matmul, settled, settled_together, summand
+from jaxqr._linalg.blocked import Inverted, lower_of_product, lower_of_upper_product, stacked
 
 
 def _where(mask: Array, x: Array | float, y: Array | float) -> Array:

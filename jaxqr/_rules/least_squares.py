@@ -41,7 +41,7 @@ from jax import Array, lax
 from jaxqr._autodiff import Arrays, MaybeArrays, varying_alike
 from jaxqr._factorization import differentiated
 from jaxqr._forward import least_squares
-from jaxqr._forward.products import adjoint, matmul
+from jaxqr._linalg.products import adjoint, matmul
 
 
 class System(NamedTuple):

@@ -12,7 +12,7 @@ from typing import TypeVar
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxqr._forward import products
+from jaxqr._linalg import products
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""The mathematics of the derivatives, and nothing else: arrays in, arrays out."""
