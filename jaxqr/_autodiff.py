@@ -127,6 +127,11 @@ def forward_mode(f: Differentiable) -> Callable[..., Arrays]:
     return wrapped
 
 
+def differentiated(f: Any, forward: bool) -> Callable[..., Any]:
+    """F in one of the two wirings."""
+    return (forward_mode if forward else reverse_mode)(f)
+
+
 # The primitive. Operands: the residuals, then the tangents that are not zero. Parameters: the
 # rule, and which tangents there are. It is linear in the tangents jointly.
 

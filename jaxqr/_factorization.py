@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 
 from jaxqr import _forward
 from jaxqr._arguments import as_matrices, compute_dtype, one_of, result_dtype
-from jaxqr._autodiff import Arrays, MaybeArrays, forward_mode, reverse_mode
+from jaxqr._autodiff import Arrays, MaybeArrays, differentiated
 from jaxqr._forward import METHODS
 from jaxqr._linalg.batching import over_matrices
 from jaxqr._linalg.phases import with_positive_diagonal
@@ -196,11 +196,6 @@ def _factors(
     function = differentiated(QR(mirror, mode, positive_diagonal, method), forward_mode)
     factors = function(a.astype(compute_dtype(a.dtype)))
     return tuple(x.astype(result_dtype(a.dtype)) for x in factors)
-
-
-def differentiated(f: Any, forward: bool) -> Any:
-    """F in one of the two wirings."""
-    return (forward_mode if forward else reverse_mode)(f)
 
 
 def first_dependent(r: Array) -> tuple[Array, Array, Array]:

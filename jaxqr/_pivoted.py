@@ -10,11 +10,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxqr._arguments import as_matrices, compute_dtype, one_of, result_dtype
-from jaxqr._autodiff import Arrays, MaybeArrays
+from jaxqr._autodiff import Arrays, MaybeArrays, differentiated
 from jaxqr._factorization import (
     Method,
     Options,
-    differentiated,
     first_dependent,
     require_rank,
 )

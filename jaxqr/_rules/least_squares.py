@@ -38,8 +38,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxqr._autodiff import Arrays, MaybeArrays, varying_alike
-from jaxqr._factorization import differentiated
+from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, varying_alike
 from jaxqr._forward import least_squares
 from jaxqr._linalg.products import adjoint, matmul
 
