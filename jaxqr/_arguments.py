@@ -1,10 +1,25 @@
 """What all public functions do to their arguments: check, promote, and say what is wrong."""
 
-from typing import Any
+from typing import Any, Literal, TypedDict
 
+import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.experimental import checkify
 from jax.typing import ArrayLike, DTypeLike
+
+from jaxqr._linalg.dependence import first_dependent
+
+Method = Literal["auto", "householder", "batched", "cholesky"]
+
+
+class Options(TypedDict, total=False):
+    """The keywords that all factorizations share."""
+
+    forward_mode: bool
+    positive_diagonal: bool
+    check_rank: bool
+    method: Method
 
 
 def as_matrices(caller: str, name: str, value: ArrayLike) -> Array:
@@ -53,3 +68,22 @@ def compute_dtype(dtype: DTypeLike) -> Any:
 def result_dtype(dtype: DTypeLike) -> Any:
     """The type in which factors are returned."""
     return dtype if jnp.issubdtype(dtype, jnp.inexact) else compute_dtype(dtype)
+
+
+def first_lost_rank(r: Array) -> tuple[Array, Array, Array]:
+    """Whether R (..., k, n) has lost rank anywhere; the first matrix and column where it has."""
+    return first_dependent(jax.lax.stop_gradient(r).astype(compute_dtype(r.dtype)))
+
+
+def require_rank(
+    caller: str, line: str, a: Array, lost: Array, matrix: Array, at: Array, hint: str = ""
+) -> None:
+    """A checkify check that a has not lost rank at its line (row or column) ``at``."""
+    where = f"{line} {{at}}" + (" of matrix {matrix} of the batch" if a.ndim > 2 else "")
+    checkify.check(
+        ~lost,
+        f"{caller} expects a to have full rank, for its derivative to exist. Rank is lost at "
+        f"{where}, which depends on the {line}s before it.{hint}",
+        at=at,
+        matrix=matrix,
+    )

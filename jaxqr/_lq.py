@@ -1,32 +1,24 @@
 """LQ, RQ and QL: QR seen in a mirror."""
 
-from typing import Literal, Unpack, overload
+from typing import Literal, Unpack
 
-from jax import Array
 from jax.typing import ArrayLike
 
-from jaxqr._factorization import Method, Mirror, Options, factorize
+from jaxqr._arguments import Options
+from jaxqr._qr import Mirror, seen_in
 
-_LQ = Mirror(transposed=True, reversed=False)
-_RQ = Mirror(transposed=True, reversed=True)
-_QL = Mirror(transposed=False, reversed=True)
+_LQ: Mirror[Literal["l"]] = Mirror(transposed=True, reversed=False)
+_RQ: Mirror[Literal["r"]] = Mirror(transposed=True, reversed=True)
+_QL: Mirror[Literal["l"]] = Mirror(transposed=False, reversed=True)
 
 
-@overload
-def lq(
-    a: ArrayLike, *, mode: Literal["reduced", "complete"] = ..., **options: Unpack[Options]
-) -> tuple[Array, Array]: ...
-@overload
-def lq(a: ArrayLike, *, mode: Literal["l"], **options: Unpack[Options]) -> Array: ...
+@seen_in(_LQ)
 def lq(
     a: ArrayLike,
     *,
     mode: Literal["reduced", "complete", "l"] = "reduced",
-    forward_mode: bool = False,
-    positive_diagonal: bool = False,
-    check_rank: bool = False,
-    method: Method = "auto",
-) -> tuple[Array, Array] | Array:
+    **options: Unpack[Options],
+) -> None:
     """The LQ factorization A = L Q, differentiable for every shape.
 
     Args:
@@ -59,33 +51,15 @@ def lq(
     >>> bool(jnp.allclose(l @ q, a, atol=1e-5))
     True
     """
-    result: tuple[Array, Array] | Array = factorize(
-        _LQ,
-        a,
-        mode=mode,
-        forward_mode=forward_mode,
-        positive_diagonal=positive_diagonal,
-        check_rank=check_rank,
-        method=method,
-    )
-    return result
 
 
-@overload
-def rq(
-    a: ArrayLike, *, mode: Literal["reduced", "complete"] = ..., **options: Unpack[Options]
-) -> tuple[Array, Array]: ...
-@overload
-def rq(a: ArrayLike, *, mode: Literal["r"], **options: Unpack[Options]) -> Array: ...
+@seen_in(_RQ)
 def rq(
     a: ArrayLike,
     *,
     mode: Literal["reduced", "complete", "r"] = "reduced",
-    forward_mode: bool = False,
-    positive_diagonal: bool = False,
-    check_rank: bool = False,
-    method: Method = "auto",
-) -> tuple[Array, Array] | Array:
+    **options: Unpack[Options],
+) -> None:
     """The RQ factorization A = R Q, differentiable for every shape, as ``scipy.linalg.rq``.
 
     Args:
@@ -117,33 +91,15 @@ def rq(
     >>> bool(jnp.allclose(r @ q, a, atol=1e-5))
     True
     """
-    result: tuple[Array, Array] | Array = factorize(
-        _RQ,
-        a,
-        mode=mode,
-        forward_mode=forward_mode,
-        positive_diagonal=positive_diagonal,
-        check_rank=check_rank,
-        method=method,
-    )
-    return result
 
 
-@overload
-def ql(
-    a: ArrayLike, *, mode: Literal["reduced", "complete"] = ..., **options: Unpack[Options]
-) -> tuple[Array, Array]: ...
-@overload
-def ql(a: ArrayLike, *, mode: Literal["l"], **options: Unpack[Options]) -> Array: ...
+@seen_in(_QL)
 def ql(
     a: ArrayLike,
     *,
     mode: Literal["reduced", "complete", "l"] = "reduced",
-    forward_mode: bool = False,
-    positive_diagonal: bool = False,
-    check_rank: bool = False,
-    method: Method = "auto",
-) -> tuple[Array, Array] | Array:
+    **options: Unpack[Options],
+) -> None:
     """The QL factorization A = Q L, differentiable for every shape.
 
     Args:
@@ -175,13 +131,3 @@ def ql(
     >>> bool(jnp.allclose(q @ l, a, atol=1e-5))
     True
     """
-    result: tuple[Array, Array] | Array = factorize(
-        _QL,
-        a,
-        mode=mode,
-        forward_mode=forward_mode,
-        positive_diagonal=positive_diagonal,
-        check_rank=check_rank,
-        method=method,
-    )
-    return result

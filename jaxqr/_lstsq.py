@@ -1,8 +1,9 @@
 """Least squares."""
 
+import dataclasses
 import functools
 import numbers
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,12 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxqr._arguments import as_array, as_matrices, compute_dtype, result_dtype
+from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, varying_alike
 from jaxqr._forward import least_squares
+from jaxqr._linalg.augmented import solve_augmented, solve_augmented_without_q
 from jaxqr._linalg.products import adjoint, matmul
-from jaxqr._rules.least_squares import Solved, System, derive
+from jaxqr._rules import least_squares as rules
+from jaxqr._rules.least_squares import Operators, Solved, System
 
 
 def lstsq(
@@ -192,7 +196,7 @@ def _solve(
     if rcond is None and not deep:
         # The shortest solution is the augmented system's r for the matrix A^H and g = b.
         root, q = least_squares.factor(adjoint(a_), ridge_, None)
-        r, x = least_squares.solve_augmented(root, q, None, b_)
+        r, x = solve_augmented(root, q, None, b_)
         system = System(a, ridge, None, root, q)
         return derive(Solved(system, None, b, r, x), forward_mode)[0]
     keep_q = forward_mode or not deep
@@ -202,6 +206,112 @@ def _solve(
         system = System(a, ridge, None, root, None)
     else:
         root, q = least_squares.factor(a_, ridge_, rcond_)
-        r, x = least_squares.solve_augmented(root, q, b_, None)
+        r, x = solve_augmented(root, q, b_, None)
         system = System(a, ridge, rcond_, root, q if keep_q else None)
     return derive(Solved(system, b, None, r, x), forward_mode)[1]
+
+
+# The wiring. The derivative of the solution is a solution of the same system, and so on.
+
+
+def derive(solved: Solved, forward_mode: bool) -> tuple[Array, Array]:
+    """(r, x) as functions of A, ridge, f and g; factors and solution count as constants."""
+    leaves, structure = jax.tree.flatten(solved)
+    function = differentiated(Solution(structure, forward_mode), forward_mode)
+    r, x = function(*varying_alike(leaves))
+    return r, x
+
+
+def operators(forward_mode: bool) -> Operators:
+    """M^+ and N in one of the two wirings."""
+
+    def solve(system: System, f: Array | None, g: Array | None) -> tuple[Array, Array]:
+        solution = _solution(*lax.stop_gradient((system, f, g)))
+        return derive(Solved(system, f, g, *solution), forward_mode)
+
+    def null_part(system: System, t: Array) -> Array:
+        leaves, structure = jax.tree.flatten((system, t))
+        function = differentiated(NullPart(structure, forward_mode), forward_mode)
+        (s,) = function(*varying_alike(leaves))
+        return cast(Array, s)
+
+    return Operators(solve, null_part)
+
+
+def _solution(system: System, f: Array | None, g: Array | None) -> tuple[Array, Array]:
+    root, q = system.root, system.q
+    a = rules.matrix(system, system.a)
+    if f is None and g is not None and q is None:
+        return solve_augmented_without_q(a, root, g)
+    if q is None:
+        root, q = least_squares.factor(a, system.ridge, system.rcond)
+    return solve_augmented(root, q, f, g)
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """(r, x) of a solved system, with its derivative. Arguments are the leaves of Solved.
+
+    The factors and the solution among them are constants, which the derivative with respect to A
+    accounts for.
+    """
+
+    structure: Any
+    forward_mode: bool
+
+    def forward(self, *args: Array) -> Arrays:
+        """(r, x)."""
+        solved = self.structure.unflatten(args)
+        return solved.r, solved.x
+
+    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
+        """The arguments, but the solution as the function that it is."""
+        r, x = outputs
+        return tuple(jax.tree.leaves(self.structure.unflatten(args)._replace(r=r, x=x)))
+
+    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
+        """Cotangents of the arguments; None for the constants."""
+        solved = self.structure.unflatten(residuals)
+        bars = rules.pullback(operators(self.forward_mode), solved, *cotangents)
+        return tuple(self.structure.flatten_up_to(bars))
+
+    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
+        """(dr, dx)."""
+        solved, dots = self.structure.unflatten(residuals), self.structure.unflatten(tangents)
+        return rules.pushforward(operators(self.forward_mode), solved, dots)
+
+
+@dataclasses.dataclass(frozen=True)
+class NullPart:
+    """N t, with its derivative. Arguments are the leaves of (system, t)."""
+
+    structure: Any
+    forward_mode: bool
+
+    def forward(self, *args: Array) -> Arrays:
+        """(N t,), by the factor and not by A: what is zero must be zero to the last digit."""
+        system, t = self.structure.unflatten(args)
+        _, w = system.root
+        return (t - matmul(w, matmul(adjoint(w), t)),)
+
+    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
+        """The arguments and N t."""
+        return (*args, *outputs)
+
+    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
+        """Cotangents of the arguments; None for the constants."""
+        *args, s = residuals
+        system, t = self.structure.unflatten(args)
+        (s_bar,) = cotangents
+        assert s_bar is not None
+        apply = operators(self.forward_mode)
+        bars = rules.pullback_of_null_part(apply, system, t, s, s_bar)
+        return tuple(self.structure.flatten_up_to(bars))
+
+    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
+        """(ds,)."""
+        *args, s = residuals
+        system, t = self.structure.unflatten(args)
+        dot, dt = self.structure.unflatten(tangents)
+        apply = operators(self.forward_mode)
+        return (rules.pushforward_of_null_part(apply, system, t, s, dot, dt),)

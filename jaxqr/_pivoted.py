@@ -9,19 +9,22 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxqr._arguments import as_matrices, compute_dtype, one_of, result_dtype
-from jaxqr._autodiff import Arrays, MaybeArrays, differentiated
-from jaxqr._factorization import (
+from jaxqr._arguments import (
     Method,
     Options,
-    first_dependent,
+    as_matrices,
+    compute_dtype,
+    first_lost_rank,
+    one_of,
     require_rank,
+    result_dtype,
 )
+from jaxqr._autodiff import Arrays, MaybeArrays, differentiated
 from jaxqr._forward import pivoting
 from jaxqr._forward.pivoting import take_columns
 from jaxqr._linalg.batching import over_matrices
 from jaxqr._linalg.phases import with_positive_diagonal
-from jaxqr._rules import partial_qr as _rules
+from jaxqr._rules import partial_qr
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +55,10 @@ class PivotedQR:
         if self.mode == "r":
             r, p, a = residuals
             x, y = self._cut(a, p)
-            return (over_matrices(_rules.pushforward_r)(x, r, y, take_columns(da, p)),)
+            return (over_matrices(partial_qr.pushforward_r)(x, r, y, take_columns(da, p)),)
         q, r, p, *kept = residuals
         y = self._beyond(kept, p)
-        dots: Arrays = over_matrices(_rules.pushforward)(q, r, y, take_columns(da, p))
+        dots: Arrays = over_matrices(partial_qr.pushforward)(q, r, y, take_columns(da, p))
         return dots
 
     def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Arrays:
@@ -66,10 +69,10 @@ class PivotedQR:
             if r_bar is None:
                 return (jnp.zeros_like(a),)
             x, y = self._cut(a, p)
-            b_bar = over_matrices(_rules.pullback_r)(x, r, y, r_bar)
+            b_bar = over_matrices(partial_qr.pullback_r)(x, r, y, r_bar)
         else:
             q, r, p, *kept = residuals
-            b_bar = over_matrices(_rules.pullback)(q, r, self._beyond(kept, p), *cotangents[:2])
+            b_bar = over_matrices(partial_qr.pullback)(q, r, self._beyond(kept, p), *cotangents[:2])
         return (take_columns(b_bar, jnp.argsort(p, axis=-1)),)
 
     def _beyond(self, kept: list[Array], p: Array) -> Array | None:
@@ -158,7 +161,7 @@ def pivoted_qr(
         positive_diagonal=positive_diagonal,
     )
     if check_rank:
-        lost, matrix, pivot = first_dependent(r)
+        lost, matrix, pivot = first_lost_rank(r)
         column = p.reshape(-1, p.shape[-1])[matrix, pivot] if p.size else pivot
         require_rank("pivoted_qr", "column", a, lost, matrix, column)
     return (*q, r, p)

@@ -1,30 +1,254 @@
-"""QR."""
+"""QR, and how its relatives are read off it.
 
-from typing import Literal, Unpack, overload
+LQ, QL and RQ are QR seen in a mirror: of the transpose, of the columns in reverse order, of both.
+Transposing and reversing are linear, so none of them needs a rule of its own: QR's takes and gives
+what the mirror shows. (No conjugation is needed: A^T = Q' R' gives A = R'^T Q'^T.)
+"""
 
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Generic, Literal, Protocol, TypeVar, Unpack, cast, overload
+
+import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxqr._factorization import Method, Mirror, Options, factorize
+from jaxqr import _forward
+from jaxqr._arguments import (
+    Method,
+    Options,
+    as_matrices,
+    compute_dtype,
+    first_lost_rank,
+    one_of,
+    require_rank,
+    result_dtype,
+)
+from jaxqr._autodiff import Arrays, MaybeArrays, differentiated
+from jaxqr._forward import METHODS
+from jaxqr._linalg.batching import over_matrices
+from jaxqr._linalg.phases import with_positive_diagonal
+from jaxqr._rules import partial_qr
 
-_MIRROR = Mirror(transposed=False, reversed=False)
+# The mode in which the triangular factor comes alone.
+Alone = TypeVar("Alone", Literal["r"], Literal["l"], contravariant=True)
 
 
-@overload
-def qr(
-    a: ArrayLike, *, mode: Literal["reduced", "complete"] = ..., **options: Unpack[Options]
-) -> tuple[Array, Array]: ...
-@overload
-def qr(a: ArrayLike, *, mode: Literal["r"], **options: Unpack[Options]) -> Array: ...
+@dataclasses.dataclass(frozen=True)
+class Mirror(Generic[Alone]):
+    """How a relative of QR is read off the QR factorization of what the mirror shows."""
+
+    transposed: bool
+    reversed: bool
+
+    @property
+    def triangle(self) -> str:
+        """The triangular factor's name."""
+        return "l" if self.transposed != self.reversed else "r"
+
+    @property
+    def name(self) -> str:
+        """The public function's name: the factors in their order."""
+        return f"{self.triangle}q" if self.transposed else f"q{self.triangle}"
+
+    @property
+    def across(self) -> tuple[str, str]:
+        """What the rows and the columns in the mirror are of the matrix."""
+        return ("columns", "rows") if self.transposed else ("rows", "columns")
+
+    @property
+    def line(self) -> str:
+        """What the orthonormal factor's vectors are made from."""
+        return "row" if self.transposed else "column"
+
+    def of(self, a: Array) -> Array:
+        """What is to be factored as Q R, or Q from the orthonormal factor."""
+        a = a.mT if self.transposed else a
+        return jnp.flip(a, -1) if self.reversed else a
+
+    def q(self, q: Array) -> Array:
+        """The orthonormal factor from Q, or the matrix from what was factored."""
+        q = jnp.flip(q, -1) if self.reversed else q
+        return q.mT if self.transposed else q
+
+    def r(self, r: Array) -> Array:
+        """The triangular factor from R, or R from the triangular factor."""
+        r = jnp.flip(r, (-2, -1)) if self.reversed else r
+        return r.mT if self.transposed else r
+
+    def order(self, q: Any, r: Any) -> tuple[Any, Any]:
+        """The factors in the order in which their product is the matrix."""
+        return (r, q) if self.transposed else (q, r)
+
+
+@dataclasses.dataclass(frozen=True)
+class QR:
+    """The QR factorization in a mirror, with its derivative; mode is "reduced", "complete" or "r".
+
+    The orthonormal factor comes first whatever the mirror. What comes in and what goes out is as
+    the user has it, and turned here: a cotangent that is turned on its way here is a copy.
+    """
+
+    mirror: Mirror[Any]
+    mode: str
+    positive_diagonal: bool
+    method: str
+
+    def forward(self, a: Array) -> Arrays:
+        """(q, r), or (r,)."""
+        factors = _forward.qr(self.mirror.of(a), self.mode, self.method)
+        return self._out(with_positive_diagonal(*factors) if self.positive_diagonal else factors)
+
+    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
+        """(q, r): even for wide input, where Y = Q V. Or (a, r): Q is never formed."""
+        *_, r = outputs
+        first = args if self.mode == "r" else outputs
+        return self.mirror.of(first[0]), self.mirror.r(r)
+
+    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
+        """(dq, dr), or (dr,)."""
+        (da,) = tangents
+        assert da is not None
+        da = self.mirror.of(da)
+        if self.mode == "r":
+            a, r = residuals
+            return (
+                self.mirror.r(over_matrices(partial_qr.pushforward_r)(_leading(a), r, None, da)),
+            )
+        q, r = residuals
+        return self._out(over_matrices(partial_qr.pushforward)(q, r, None, da))
+
+    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Arrays:
+        """(a_bar,)."""
+        *_, r_bar = cotangents
+        r_bar = None if r_bar is None else self.mirror.r(r_bar)
+        if self.mode == "r":
+            a, r = residuals
+            if r_bar is None:
+                a_bar = jnp.zeros_like(a)
+            else:
+                a_bar = over_matrices(partial_qr.pullback_r)(_leading(a), r, None, r_bar)
+        else:
+            q, r = residuals
+            q_bar = None if cotangents[0] is None else self.mirror.of(cotangents[0])
+            a_bar = over_matrices(partial_qr.pullback)(q, r, None, q_bar, r_bar)
+        return (self.mirror.q(a_bar),)
+
+    def _out(self, factors: Arrays) -> Arrays:
+        *q, r = factors
+        return *(self.mirror.q(x) for x in q), self.mirror.r(r)
+
+
+def _leading(a: Array) -> Array:
+    return a[..., : min(a.shape[-2:])]
+
+
+@functools.partial(
+    jax.jit, static_argnames=("mirror", "mode", "forward_mode", "positive_diagonal", "method")
+)
+def _factors(
+    a: Array,
+    *,
+    mirror: Mirror[Any],
+    mode: str,
+    forward_mode: bool,
+    positive_diagonal: bool,
+    method: str,
+) -> Arrays:
+    function = differentiated(QR(mirror, mode, positive_diagonal, method), forward_mode)
+    factors = function(a.astype(compute_dtype(a.dtype)))
+    return tuple(x.astype(result_dtype(a.dtype)) for x in factors)
+
+
+# The public functions. They differ in their mirrors and in what is written about them.
+
+
+class Factorize(Protocol[Alone]):
+    """A factorization as its caller sees it: two factors, or the triangular one alone."""
+
+    @overload
+    def __call__(
+        self,
+        a: ArrayLike,
+        *,
+        mode: Literal["reduced", "complete"] = ...,
+        **options: Unpack[Options],
+    ) -> tuple[Array, Array]: ...
+    @overload
+    def __call__(self, a: ArrayLike, *, mode: Alone, **options: Unpack[Options]) -> Array: ...
+
+
+def seen_in(mirror: Mirror[Alone]) -> Callable[[Callable[..., None]], Factorize[Alone]]:
+    """The factorization that a mirror shows, with the name and docstring of what is decorated."""
+
+    def decorate(described: Callable[..., None]) -> Factorize[Alone]:
+        def factorize(
+            a: ArrayLike,
+            *,
+            mode: str = "reduced",
+            forward_mode: bool = False,
+            positive_diagonal: bool = False,
+            check_rank: bool = False,
+            method: Method = "auto",
+        ) -> tuple[Array, Array] | Array:
+            a = as_matrices(mirror.name, "a", a)
+            _check_modes(mirror, a, mode, method)
+            factors = _factors(
+                a,
+                mirror=mirror,
+                mode="r" if mode == mirror.triangle else mode,
+                forward_mode=forward_mode,
+                positive_diagonal=positive_diagonal,
+                method=method,
+            )
+            if check_rank:
+                _check_rank(mirror, a, factors[-1])
+            return factors[0] if len(factors) == 1 else mirror.order(*factors)
+
+        # What help() shows: the options one by one, and this function's modes.
+        shown = inspect.signature(factorize)
+        modes = inspect.signature(described).parameters["mode"]
+        shown = shown.replace(parameters=list({**shown.parameters, "mode": modes}.values()))
+        public = functools.update_wrapper(factorize, described)
+        public.__signature__ = shown  # type: ignore[attr-defined]
+        return cast(Factorize[Alone], public)
+
+    return decorate
+
+
+def _check_modes(mirror: Mirror[Any], a: Array, mode: str, method: str) -> None:
+    one_of(mirror.name, "mode", mode, ("reduced", "complete", mirror.triangle))
+    one_of(mirror.name, "method", method, METHODS)
+    shape = a.mT.shape if mirror.transposed else a.shape
+    needs = _forward.refusal(shape, mode, method, mirror.across)
+    if needs is not None:
+        raise ValueError(
+            f'{mirror.name} expects a to have {needs}, for method "{method}". Got shape {a.shape} '
+            f'and mode "{mode}"; method "auto" takes any.'
+        )
+
+
+def _check_rank(mirror: Mirror[Any], a: Array, triangle: Array) -> None:
+    lost, matrix, at = first_lost_rank(mirror.r(triangle))  # the mirror image of the mirror image
+    last = a.shape[-1 - mirror.transposed] - 1
+    at = last - at if mirror.reversed else at
+    hint = " jaxqr.pivoted_qr takes them in an order of its own."
+    require_rank(mirror.name, mirror.line, a, lost, matrix, at, hint)
+
+
+_MIRROR: Mirror[Literal["r"]] = Mirror(transposed=False, reversed=False)
+
+
+@seen_in(_MIRROR)
 def qr(
     a: ArrayLike,
     *,
     mode: Literal["reduced", "complete", "r"] = "reduced",
-    forward_mode: bool = False,
-    positive_diagonal: bool = False,
-    check_rank: bool = False,
-    method: Method = "auto",
-) -> tuple[Array, Array] | Array:
+    **options: Unpack[Options],
+) -> None:
     """The QR factorization A = Q R, differentiable for every shape.
 
     Args:
@@ -73,13 +297,3 @@ def qr(
      [0.8 0. ]
      [0.  0. ]]
     """
-    result: tuple[Array, Array] | Array = factorize(
-        _MIRROR,
-        a,
-        mode=mode,
-        forward_mode=forward_mode,
-        positive_diagonal=positive_diagonal,
-        check_rank=check_rank,
-        method=method,
-    )
-    return result

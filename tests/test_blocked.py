@@ -10,7 +10,7 @@ from numerics import assert_close, gaussian, matrix, norm, random_like, toleranc
 
 import jaxqr
 from jaxqr._linalg.batching import over_matrices
-from jaxqr._linalg.blocked import Inverted, lower_of_product, lower_of_upper_product, stacked
+from jaxqr._linalg.blocked import Inverted, lower_of_product, lower_of_upper_product, lower_sum
 
 SIZES = [0, 1, 64, 65, 128, 129, 200, 256, 257, 300]
 
@@ -59,7 +59,7 @@ def test_lower_triangles_of_products(k, dtype):
 
     @jax.jit
     def lower(x, y, u, v):
-        return stacked(lower_of_product(x, y), lower_of_upper_product(u, v))
+        return lower_sum(lower_of_product(x, y), lower_of_upper_product(u, v))
 
     given = map(jnp.asarray, (x, y, np.triu(u), v))
     ours = np.tril(jax.vmap(lower, in_axes=(None, None, 0, 0))(*given))

@@ -20,6 +20,8 @@ from numerics import (
 
 import jaxqr
 from jaxqr._forward import least_squares
+from jaxqr._linalg.augmented import solve_augmented, solve_augmented_without_q
+from jaxqr._lstsq import NullPart, Solution, operators
 from jaxqr._rules import least_squares as rules
 
 SHAPES = [(7, 4), (4, 4), (4, 7)]
@@ -58,7 +60,7 @@ def solved(kind, f, g, dtype, shape=(6, 4)):
     root, q = least_squares.factor(a, ridge, rcond)
     f = jnp.asarray(gaussian((shape[0], 2), dtype)) if f else None
     g = jnp.asarray(gaussian((shape[1], 2), dtype)) if g else None
-    r, x = least_squares.solve_augmented(root, q, f, g)
+    r, x = solve_augmented(root, q, f, g)
     return rules.Solved(rules.System(a, ridge, rcond, root, q), f, g, r, x)
 
 
@@ -83,7 +85,7 @@ def test_augmented_system(kind, f, g, dtype):
         row_space = np.linalg.pinv(a, rcond=RCOND) @ a
         assert norm(x - row_space @ x) <= tol * norm(x)
     if not norm(f):
-        without = least_squares.solve_augmented_without_q(system.a, system.root, g)
+        without = solve_augmented_without_q(system.a, system.root, g)
         assert_close(without, (r, x), tol)
 
 
@@ -121,7 +123,7 @@ def test_pullback_is_the_adjoint_of_the_pushforward(kind, f, g, dtype):
     problem = solved(kind, f, g, dtype)
     given = [None if h is None else False for h in (problem.f, problem.g)]
     constants = constants_of(problem.system, *given, True, True)
-    rule = rules.Solution(jax.tree.structure(problem), True)
+    rule = Solution(jax.tree.structure(problem), True)
     pushed, pulled = adjoint_pair(rule, problem, constants)
     assert abs(pushed - pulled) <= 100 * tolerance(dtype, (6, 4)) * abs(pushed)
 
@@ -131,14 +133,14 @@ def test_null_part(dtype):
     """N t, and that its rules are adjoint and right along matrices of the same rank."""
     system = solved("deficient", True, False, dtype).system
     t = jnp.asarray(gaussian((4, 2), dtype))
-    rule = rules.NullPart(jax.tree.structure((system, t)), True)
+    rule = NullPart(jax.tree.structure((system, t)), True)
     tol = 10 * tolerance(dtype, (6, 4))
     pushed, pulled = adjoint_pair(rule, (system, t), constants_of(system, False))
     assert abs(pushed - pulled) <= tol * abs(pushed)
 
     def null_part(a):
         root, q = least_squares.factor(a, None, system.rcond)
-        return rules._null_part(rules.System(a, None, system.rcond, root, q), t, True)
+        return operators(True).null_part(rules.System(a, None, system.rcond, root, q), t)
 
     def by_pinv(a):
         return t - np.linalg.pinv(np.asarray(a), rcond=RCOND) @ np.asarray(a) @ t

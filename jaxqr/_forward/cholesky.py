@@ -27,7 +27,7 @@ from jaxqr._forward.crossovers import (
 )
 from jaxqr._linalg.algebra import adjoint, materialized, matmul, project
 from jaxqr._linalg.batching import over_leading_axes
-from jaxqr._linalg.blocked import LONE, Inverted, lower_of_product, stacked
+from jaxqr._linalg.blocked import LONE, Inverted, lower_of_product, lower_sum
 from jaxqr._linalg.phases import with_positive_diagonal
 
 # The first Q's departure from orthonormality, and the mean condition of the blocks that are
@@ -124,7 +124,7 @@ def _without(x: Array, q: Array, projection: Array) -> Array:
 
 
 def _lower_gram(a: Array) -> Array:
-    return stacked(lower_of_product(adjoint(a), a))
+    return lower_sum(lower_of_product(adjoint(a), a))
 
 
 def _cholesky(a: Array) -> tuple[Array, Inverted, Array]:

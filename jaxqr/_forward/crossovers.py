@@ -20,23 +20,11 @@ How many times as fast the value is, float32 | float64; two cores, JAX 0.12, tak
                 complex64 | complex128: 2000 x 200  0.6 | 0.5, 100000 x 16  1.5 | 1.5
     wide        207 x 277         1.3 | 1.2     200 x 1000       3.5 | 2.8    500 x 600    1.0 | 1.0
                 R alone: 207 x 277  1.3 | 1.4, 200 x 1000  2.8 | 2.8, 500 x 600  1.1 | 0.9
-
-With the batch axis innermost the derivative's products gain up to 8 columns (10000 of 8 x 4: the
-gradient and value 12 | 4.0); for 16 x 16, as a batch of dots they take 4.3 | 9.5 ms instead of
-8 | 22. Beyond 16 columns unrolling costs seconds of compile time.
-
-A complex product as four real ones takes, of what XLA's own takes, complex64 | complex128::
-
-    500 x 500 x 500   0.59 | 0.56     2000 x 200 x 200  0.65 | 0.65     64 x 64 x 64  0.88 | 0.78
-    100000 x 16 x 16   1.6 | 2.9
 """
 
-# batched: many small matrices (..., rows, columns), unrolled with the batch axis innermost
-LEAST_BATCH = 64
-MOST_UNROLLED = 16  # the smaller of rows and columns, for the factors
-MOST_UNROLLED_IN_RULES = 8  # likewise, for the derivatives
-MOST_ROWS = 48  # the larger
-MOST_ELEMENTS = 384
+# batched: many small matrices (..., rows, columns), unrolled with the batch axis innermost; what is
+# many and small, see jaxqr._linalg.crossovers
+MOST_UNROLLED = 16  # the smaller of rows and columns
 
 # cholesky: deep matrices, real but where they are narrow
 LEAST_DEPTH = 1.5  # rows by columns
@@ -47,6 +35,3 @@ LEAST_SIZE = 2**14
 
 # wide: columns by rows, real
 LEAST_WIDTH = 1.25
-
-# products of complex matrices by real ones: the least of the three dimensions
-LEAST_COMPLEX_PRODUCT = 64

@@ -63,6 +63,27 @@ def settled_together(*xs: Array) -> tuple[Array, ...]:
     return xs if xs[0].ndim == 2 else materialized(xs)
 
 
+def difference(x: Array, y: Array) -> Array:
+    """X - Y for x and y (m, n[, batch])."""
+    return settled(x - y)
+
+
+def select(mask: Array, x: Array | float, y: Array | float) -> Array:
+    """Elements of x or y (m, n[, batch]) as a mask (m, n) has it."""
+    ndim = max(jnp.ndim(x), jnp.ndim(y))
+    return jnp.where(mask.reshape(mask.shape + (1,) * (ndim - 2)), x, y)
+
+
+def above_diagonal(x: Array) -> Array:
+    """A mask of what is above the diagonal of x (k, k[, batch])."""
+    return jnp.tri(x.shape[0], k=-1, dtype=bool).T
+
+
+def on_diagonal(x: Array) -> Array:
+    """A mask of the diagonal of x (k, k[, batch])."""
+    return jnp.eye(x.shape[0], dtype=bool)
+
+
 def solve_left(u: Array, b: Array) -> Array:
     """U^-1 B for upper triangular u (k, k[, batch]) and b (k, n[, batch])."""
     return products.solve_left(u, b) if u.ndim == 2 else substitute(u, b)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from jaxqr._forward.crossovers import LEAST_BATCH, MOST_ELEMENTS, MOST_ROWS, MOST_UNROLLED_IN_RULES
+from jaxqr._linalg.crossovers import LEAST_BATCH, MOST_ELEMENTS, MOST_ROWS, MOST_UNROLLED_IN_RULES
 
 # Before JAX 0.11, XLA gathered a sharded batch wherever a layout was asked for.
 _LAYOUT_IS_SHARDED = jax.__version_info__ >= (0, 11)

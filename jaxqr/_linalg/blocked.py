@@ -17,6 +17,7 @@ from jaxqr._linalg.algebra import (
     adjoint,
     matmul,
     settled,
+    settled_together,
     solve_adjoint_left,
     solve_left,
     summand,
@@ -37,7 +38,7 @@ def _block(k: int) -> int:
 
 
 def lower_of_product(x: Array, y: Array) -> list[Array]:
-    """The lower triangle of X Y for x (k, p) and y (p, k), as strips to be :func:`stacked`.
+    """The lower triangle of X Y for x (k, p) and y (p, k), as strips for :func:`lower_sum`.
 
     Strips are copied for it, which does not pay where they are beyond the caches.
     """
@@ -61,7 +62,7 @@ def _cuts(k: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(round(k * i / strips) for i in range(strips + 1)))
 
 
-def stacked(*triangles: list[Array]) -> Array:
+def lower_sum(*triangles: list[Array]) -> Array:
     """The sum of lower triangles (k, k); above the diagonal it has anything.
 
     A triangle is a list of strips of rows, each as far as the diagonal.
@@ -171,6 +172,29 @@ class Inverted(NamedTuple):
         right = u22.adjoint_right(b[:, h:])
         rest = b[:, :h] - matmul(right, adjoint(u12))
         return jnp.concatenate([u11.adjoint_right(rest), right], 1)
+
+
+def sum_over_adjoint(p: Array | None, q: Array, s: Array, u: Array) -> Array:
+    """(P + Q S) U^-H for p and q (m, k), s and upper triangular u (k, k); P = 0 if None.
+
+    Deep input is cheaper to pass through once than twice: P U^-H + Q (S U^-H).
+    """
+    # The solve begins when what S is made of is done with: less is in memory at a time.
+    s, u = settled_together(s, u)
+    inverted = Inverted.of(u)
+    if p is None:
+        return matmul(q, inverted.adjoint_right(s))
+    m, k = q.shape[:2]
+    if m >= 32 * k:
+        return inverted.adjoint_right(p) + matmul(q, inverted.adjoint_right(s))
+    return inverted.adjoint_right(settled(p + summand(q, s)))
+
+
+def product_over(x: Array, u: Inverted, f: Array) -> Array:
+    """X U^-1 F for x (m, k), upper triangular u (k, k) and f (k, n)."""
+    if x.shape[0] < f.shape[1]:  # X U^-1 is smaller than what it is multiplied by
+        return matmul(u.right(x), f)
+    return matmul(x, u.left(f))
 
 
 def _inverse(u: Array) -> Array:

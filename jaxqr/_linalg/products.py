@@ -5,7 +5,7 @@ from functools import partial
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxqr._forward.crossovers import LEAST_COMPLEX_PRODUCT
+from jaxqr._linalg.crossovers import LEAST_COMPLEX_PRODUCT
 
 
 def adjoint(x: Array) -> Array:

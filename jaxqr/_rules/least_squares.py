@@ -1,7 +1,7 @@
 """The derivative of least squares: one self-adjoint system, and the system is its own rule.
 
 Least squares (g = 0), minimum norm (f = 0) and the derivatives of both, of any order, are
-solutions of the augmented system M (r, x) = (f, g) (see :mod:`jaxqr._forward.least_squares`)::
+solutions of the augmented system M (r, x) = (f, g) (see :mod:`jaxqr._linalg.augmented`)::
 
     M = [ I    A       ]      dM (r, x) = (dA x,  dA^H r - dlambda x)
         [ A^H  -lambda ]
@@ -28,18 +28,16 @@ g = 0 this is Golub and Pereyra's derivative of A^+ b. N is Hermitian too, and f
     d(N t) = N dt - A^+ dA N t - N dA^H w(t)
 
 so that the pullback of s = N t is t-bar = N s-bar, A-bar = -w(s-bar) s^H - w(t) (N s-bar)^H.
+
+The rules stand on M^+ and N as the operators that they differentiate: so every order follows.
 """
 
-import dataclasses
-from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
-from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, varying_alike
-from jaxqr._forward import least_squares
 from jaxqr._linalg.products import adjoint, matmul
 
 
@@ -67,164 +65,86 @@ class Solved(NamedTuple):
     x: Any  # (..., n, nrhs)
 
 
-def _is_adjoint(system: System) -> bool:
+class Operators(NamedTuple):
+    """What the rules apply, each differentiable in all of its arguments."""
+
+    solve: Callable[[System, Array | None, Array | None], tuple[Array, Array]]  # M^+ (f, g)
+    null_part: Callable[[System, Array], Array]  # N t
+
+    def w(self, system: System, t: Array) -> Array:
+        """A^+H t."""
+        return self.solve(system, None, t)[0]
+
+
+def is_adjoint(system: System) -> bool:
+    """Whether A^H is the system's matrix."""
     rows, columns = system.a.shape[-2:]
-    return system.rcond is None and rows < columns
+    return bool(system.rcond is None and rows < columns)
 
 
-def _matrix(system: System, like_a: Array) -> Array:
+def matrix(system: System, like_a: Array) -> Array:
     """A, or its tangent, as the system's matrix or its tangent."""
-    return adjoint(like_a) if _is_adjoint(system) else like_a
+    return adjoint(like_a) if is_adjoint(system) else like_a
 
 
-def solve(
-    system: System, f: Array | None, g: Array | None, *, forward_mode: bool
-) -> tuple[Array, Array]:
-    """(r, x), differentiable to any order."""
-    return derive(
-        Solved(system, f, g, *_solution(*lax.stop_gradient((system, f, g)))), forward_mode
+def pullback(apply: Operators, solved: Solved, r_bar: Array | None, x_bar: Array | None) -> Solved:
+    """Cotangents of a solved system; None for what is constant."""
+    system, f, g, r, x = solved
+    rho, xi = apply.solve(system, r_bar, x_bar)
+    pairs = [(rho, -x), (r, -xi)]
+    if system.rcond is not None:
+        for t, s in ((x, x_bar), (xi, g)):
+            if s is not None:
+                pairs.append((apply.w(system, t), apply.null_part(system, s)))
+    ridge_bar = jnp.sum((jnp.conj(xi) * x).real, axis=(-2, -1), keepdims=True)
+    return Solved(
+        _cotangent(system, pairs, None if system.ridge is None else ridge_bar),
+        None if f is None else rho,
+        None if g is None else xi,
+        r=None,
+        x=None,
     )
 
 
-def _solution(system: System, f: Array | None, g: Array | None) -> tuple[Array, Array]:
-    q = system.q
-    if f is None and g is not None and q is None:
-        return least_squares.solve_augmented_without_q(_matrix(system, system.a), system.root, g)
-    root = system.root
-    if q is None:
-        root, q = least_squares.factor(_matrix(system, system.a), system.ridge, system.rcond)
-    return least_squares.solve_augmented(root, q, f, g)
-
-
-def derive(solved: Solved, forward_mode: bool) -> tuple[Array, Array]:
-    """(r, x) as functions of A, ridge, f and g; factors and solution count as constants."""
-    leaves, structure = jax.tree.flatten(solved)
-    function = differentiated(Solution(structure, forward_mode), forward_mode)
-    r, x = function(*varying_alike(leaves))
-    return r, x
-
-
-@dataclasses.dataclass(frozen=True)
-class Solution:
-    """(r, x) of a solved system, with its derivative. Arguments are the leaves of Solved.
-
-    The factors and the solution among them are constants, which the derivative with respect to A
-    accounts for.
-    """
-
-    structure: Any
-    forward_mode: bool
-
-    def forward(self, *args: Array) -> Arrays:
-        """(r, x)."""
-        solved = self.structure.unflatten(args)
-        return solved.r, solved.x
-
-    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
-        """The arguments, but the solution as the function that it is."""
-        r, x = outputs
-        return tuple(jax.tree.leaves(self.structure.unflatten(args)._replace(r=r, x=x)))
-
-    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
-        """Cotangents of the arguments; None for the constants."""
-        system, f, g, r, x = self.structure.unflatten(residuals)
-        r_bar, x_bar = cotangents
-        rho, xi = solve(system, r_bar, x_bar, forward_mode=self.forward_mode)
-        pairs = [(rho, -x), (r, -xi)]
+def pushforward(apply: Operators, solved: Solved, tangents: Solved) -> tuple[Array, Array]:
+    """(dr, dx) from the tangents of a solved system."""
+    system, _, g, r, x = solved
+    dot, df, dg, _, _ = tangents
+    turned = None
+    if dot.ridge is not None:
+        dg = _sum(dg, dot.ridge.astype(x.dtype) * x)
+    if dot.a is not None:
+        da = matrix(system, dot.a)
+        df = _sum(df, -matmul(da, x))
+        dg = _sum(dg, -matmul(adjoint(da), r))
         if system.rcond is not None:
-            for t, s in ((x, x_bar), (xi, g)):
-                if s is not None:
-                    pairs.append((self._w(system, t), self._null(system, s)))
-        ridge_bar = jnp.sum((jnp.conj(xi) * x).real, axis=(-2, -1), keepdims=True)
-        bars = Solved(
-            _cotangent(system, pairs, None if system.ridge is None else ridge_bar),
-            None if f is None else rho,
-            None if g is None else xi,
-            r=None,
-            x=None,
-        )
-        return tuple(self.structure.flatten_up_to(bars))
-
-    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
-        """(dr, dx)."""
-        system, _, g, r, x = self.structure.unflatten(residuals)
-        dot, df, dg, _, _ = self.structure.unflatten(tangents)
-        turned = None
-        if dot.ridge is not None:
-            dg = _sum(dg, dot.ridge.astype(x.dtype) * x)
-        if dot.a is not None:
-            da = _matrix(system, dot.a)
-            df = _sum(df, -matmul(da, x))
-            dg = _sum(dg, -matmul(adjoint(da), r))
-            if system.rcond is not None:
-                turned = self._null(system, matmul(adjoint(da), self._w(system, x)))
-                if g is not None:
-                    fitted = matmul(da, self._null(system, g))
-                    dg = dg + solve(system, fitted, None, forward_mode=self.forward_mode)[1]
-        dr, dx = solve(system, df, dg, forward_mode=self.forward_mode)
-        return dr, dx if turned is None else dx + turned
-
-    def _w(self, system: System, t: Array) -> Array:
-        return _pseudoinverse_adjoint(system, t, self.forward_mode)
-
-    def _null(self, system: System, t: Array) -> Array:
-        return _null_part(system, t, self.forward_mode)
+            turned = apply.null_part(system, matmul(adjoint(da), apply.w(system, x)))
+            if g is not None:
+                fitted = matmul(da, apply.null_part(system, g))
+                dg = dg + apply.solve(system, fitted, None)[1]
+    dr, dx = apply.solve(system, df, dg)
+    return dr, dx if turned is None else dx + turned
 
 
-@dataclasses.dataclass(frozen=True)
-class NullPart:
-    """N t, with its derivative. Arguments are the leaves of (system, t)."""
-
-    structure: Any
-    forward_mode: bool
-
-    def forward(self, *args: Array) -> Arrays:
-        """(N t,), by the factor and not by A: what is zero must be zero to the last digit."""
-        system, t = self.structure.unflatten(args)
-        _, w = system.root
-        return (t - matmul(w, matmul(adjoint(w), t)),)
-
-    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
-        """The arguments and N t."""
-        return (*args, *outputs)
-
-    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
-        """Cotangents of the arguments; None for the constants."""
-        *args, s = residuals
-        system, t = self.structure.unflatten(args)
-        (s_bar,) = cotangents
-        assert s_bar is not None
-        t_bar = _null_part(system, s_bar, self.forward_mode)
-        pairs = [
-            (_pseudoinverse_adjoint(system, s_bar, self.forward_mode), -s),
-            (_pseudoinverse_adjoint(system, t, self.forward_mode), -t_bar),
-        ]
-        return tuple(self.structure.flatten_up_to((_cotangent(system, pairs, None), t_bar)))
-
-    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
-        """(ds,)."""
-        *args, s = residuals
-        system, t = self.structure.unflatten(args)
-        dot, dt = self.structure.unflatten(tangents)
-        if dot.a is None:
-            return (_null_part(system, dt, self.forward_mode),)
-        w = _pseudoinverse_adjoint(system, t, self.forward_mode)
-        _, fitted = solve(system, matmul(dot.a, s), None, forward_mode=self.forward_mode)
-        inside = _sum(dt, -matmul(adjoint(dot.a), w))
-        return (_null_part(system, inside, self.forward_mode) - fitted,)
+def pullback_of_null_part(
+    apply: Operators, system: System, t: Array, s: Array, s_bar: Array
+) -> tuple[System, Array]:
+    """Cotangents of the system and of t, for s = N t."""
+    t_bar = apply.null_part(system, s_bar)
+    pairs = [(apply.w(system, s_bar), -s), (apply.w(system, t), -t_bar)]
+    return _cotangent(system, pairs, None), t_bar
 
 
-def _pseudoinverse_adjoint(system: System, t: Array, forward_mode: bool) -> Array:
-    """A^+H t."""
-    return solve(system, None, t, forward_mode=forward_mode)[0]
-
-
-def _null_part(system: System, t: Array, forward_mode: bool) -> Array:
-    """N t."""
-    leaves, structure = jax.tree.flatten((system, t))
-    function = differentiated(NullPart(structure, forward_mode), forward_mode)
-    (s,) = function(*varying_alike(leaves))
-    return cast(Array, s)
+def pushforward_of_null_part(
+    apply: Operators, system: System, t: Array, s: Array, dot: System, dt: Array | None
+) -> Array:
+    """Ds from the tangents of the system and of t, for s = N t."""
+    if dot.a is None:
+        assert dt is not None
+        return apply.null_part(system, dt)
+    _, fitted = apply.solve(system, matmul(dot.a, s), None)
+    inside = _sum(dt, -matmul(adjoint(dot.a), apply.w(system, t)))
+    return apply.null_part(system, inside) - fitted
 
 
 def _cotangent(
@@ -232,7 +152,7 @@ def _cotangent(
 ) -> System:
     """A-bar, the sum of left right^H over the pairs, as one product; and ridge-bar."""
     left, right = (jnp.concatenate(side, axis=-1) for side in zip(*pairs, strict=True))
-    if _is_adjoint(system):
+    if is_adjoint(system):
         left, right = right, left
     constants = (None,) * len(system.root)
     return System(matmul(left, adjoint(right)), ridge_bar, None, constants, None)

@@ -22,34 +22,29 @@ A cotangent that is None is zero, and costs nothing.
 import jax.numpy as jnp
 from jax import Array
 
-from jaxqr._linalg.algebra import adjoint, matmul, settled, settled_together, summand
-from jaxqr._linalg.blocked import Inverted, lower_of_product, lower_of_upper_product, stacked
-
-
-def _where(mask: Array, x: Array | float, y: Array | float) -> Array:
-    """Elements of x or y as a mask (rows, columns) has it."""
-    ndim = max(jnp.ndim(x), jnp.ndim(y))
-    return jnp.where(mask.reshape(mask.shape + (1,) * (ndim - 2)), x, y)
-
-
-def _above(k: int) -> Array:
-    return jnp.tri(k, k=-1, dtype=bool).T
+from jaxqr._linalg.algebra import above_diagonal, adjoint, difference, matmul, on_diagonal, select
+from jaxqr._linalg.blocked import (
+    Inverted,
+    lower_of_product,
+    lower_of_upper_product,
+    lower_sum,
+    product_over,
+    sum_over_adjoint,
+)
 
 
 def copyltu(m: Array) -> Array:
     """The Hermitian matrix that has the lower triangle of m (k, k) (eq. 4)."""
-    k = m.shape[0]
-    hermitian = _where(_above(k), adjoint(m), m)
+    hermitian = select(above_diagonal(m), adjoint(m), m)
     if not jnp.iscomplexobj(m):
         return hermitian
-    return _where(jnp.eye(k, dtype=bool), m.real.astype(m.dtype), hermitian)
+    return select(on_diagonal(m), m.real.astype(m.dtype), hermitian)
 
 
-def _upper_of_twice_hermitian(c: Array) -> Array:
-    """The upper triangle of C + C^H with Re(diag C) on the diagonal: W of Lemma 1."""
-    k = c.shape[0]
-    above = _where(_above(k), c + adjoint(c), 0)
-    return _where(jnp.eye(k, dtype=bool), c.real.astype(c.dtype), above)
+def _w(c: Array) -> Array:
+    """W of Lemma 1: the upper triangle of C + C^H, with Re(diag C) on the diagonal."""
+    above = select(above_diagonal(c), c + adjoint(c), 0)
+    return select(on_diagonal(c), c.real.astype(c.dtype), above)
 
 
 def _split(r: Array) -> tuple[Array, Array]:
@@ -74,8 +69,8 @@ def _m(
             vv_bar = matmul(v, adjoint(v_bar))
     if q_bar is not None and q is not None:
         terms.append(lower_of_product(-adjoint(q_bar), q))
-    m = stacked(*terms)
-    return (m, None) if vv_bar is None else (settled(m - adjoint(vv_bar)), vv_bar)
+    m = lower_sum(*terms)
+    return (m, None) if vv_bar is None else (difference(m, adjoint(vv_bar)), vv_bar)
 
 
 def pullback(
@@ -98,40 +93,25 @@ def pullback(
     u, v = _split(r)
     k = u.shape[1]
     q1, q2 = q[:, :k], q[:, k:]
-    q1_bar = None if q_bar is None else q_bar[:, :k]
+    qp = None if q_bar is None else q_bar[:, :k]
 
-    m, vv_bar = _m(q1, r, q1_bar, r_bar)
-    inner = copyltu(m)
+    m, vv_bar = _m(q1, r, qp, r_bar)
+    s = copyltu(m)
     if vv_bar is not None and y is None:  # Y = Q V, so Y V-bar^H joins what Q is multiplied by
-        inner = inner + vv_bar
-    qp = q1_bar
-    if q_bar is not None and q2.shape[1]:  # the complement's frame does not turn: Q2^H dQ2 = 0
-        qp = q_bar[:, :k] - matmul(q2, matmul(adjoint(q_bar[:, k:]), q1))
+        s = s + vv_bar
+    # The complement's frame does not turn: Q2^H dQ2 = 0.
+    if q_bar is not None and qp is not None and q2.shape[1]:
+        qp = qp - matmul(q2, matmul(adjoint(q_bar[:, k:]), q1))
     y_bar = jnp.zeros_like(q, shape=(q.shape[0], *v.shape[1:]))
     if r_bar is not None and v.shape[1]:
-        v_bar = r_bar[:k, k:]
+        _, v_bar = _split(r_bar)
         y_bar = matmul(q1, v_bar)
         if y is not None:
             yv_bar = matmul(y, adjoint(v_bar))
             qp = yv_bar if qp is None else qp + yv_bar
 
-    # The solve begins when M's own operands are done with: less is in memory at a time.
-    inner, u = settled_together(inner, u)
-    x_bar = _solve_bracket(qp, q1, inner, Inverted.of(u))
+    x_bar = sum_over_adjoint(qp, q1, s, u)
     return jnp.concatenate([x_bar, y_bar], axis=1) if v.shape[1] else x_bar
-
-
-def _solve_bracket(qp: Array | None, q: Array, inner: Array, u: Inverted) -> Array:
-    """(Qp + Q inner) U^-H.
-
-    Deep input is cheaper to pass through once than twice: Qp U^-H + Q (inner U^-H).
-    """
-    if qp is None:
-        return matmul(q, u.adjoint_right(inner))
-    m, k = q.shape[:2]
-    if m >= 32 * k:
-        return u.adjoint_right(qp) + matmul(q, u.adjoint_right(inner))
-    return u.adjoint_right(settled(qp + summand(q, inner)))
 
 
 def pushforward(q: Array, r: Array, y: Array | None, da: Array) -> tuple[Array, Array]:
@@ -143,7 +123,7 @@ def pushforward(q: Array, r: Array, y: Array | None, da: Array) -> tuple[Array, 
 
     dxu = Inverted.of(u).right(dx)
     c = matmul(adjoint(q1), dxu)
-    w = _upper_of_twice_hermitian(c)
+    w = _w(c)
     dq = dxu - matmul(q1, w)
     dr = matmul(w, u)
     if rest:
@@ -164,25 +144,22 @@ def pullback_r(x: Array, r: Array, y: Array | None, r_bar: Array) -> Array:
         r: (k, n); r_bar likewise.
         y: as in :func:`pullback`.
 
-    A-bar = X U^-1 [inner U^-H | V-bar]: one product of 2 m k n operations.
+    A-bar = X U^-1 [copyltu(M) U^-H | V-bar]: one product of 2 m k n operations.
     """
     u, v = _split(r)
-    v_bar = r_bar[:, u.shape[1] :]
-    inverted = Inverted.of(u)
+    _, v_bar = _split(r_bar)
     m, vv_bar = _m(None, r, None, r_bar)
-    inner = copyltu(m)
+    s = copyltu(m)
     if vv_bar is not None and y is None:
-        inner = inner + vv_bar
-    factor = inverted.adjoint_right(inner)
+        s = s + vv_bar
+    inverted = Inverted.of(u)
+    factor = inverted.adjoint_right(s)
     if v.shape[1]:
         factor = jnp.concatenate([factor, v_bar], axis=1)
-    if x.shape[0] < factor.shape[1]:  # wide: Q is smaller than what it is multiplied by
-        a_bar = matmul(inverted.right(x), factor)
-    else:
-        a_bar = matmul(x, inverted.left(factor))
+    a_bar = product_over(x, inverted, factor)
     if y is None:
         return a_bar
-    return a_bar.at[:, : u.shape[1]].add(inverted.adjoint_right(matmul(y, adjoint(v_bar))))
+    return a_bar.at[:, : x.shape[1]].add(inverted.adjoint_right(matmul(y, adjoint(v_bar))))
 
 
 def pushforward_r(x: Array, r: Array, y: Array | None, da: Array) -> Array:
@@ -192,7 +169,7 @@ def pushforward_r(x: Array, r: Array, y: Array | None, da: Array) -> Array:
     inverted = Inverted.of(u)
     g = inverted.adjoint_left(matmul(adjoint(x), da))  # Q^H [dX | dY]
     c = inverted.right(g[:, :k])
-    w = _upper_of_twice_hermitian(c)
+    w = _w(c)
     dr = matmul(w, u)
     if not v.shape[1]:
         return dr
