@@ -4,8 +4,7 @@ from typing import Literal, Unpack
 
 from jax.typing import ArrayLike
 
-from jaxqr._arguments import Options
-from jaxqr._qr import Mirror, seen_in
+from jaxqr._qr import Mirror, MirroredOptions, seen_in
 
 _LQ: Mirror[Literal["l"]] = Mirror(transposed=True, reversed=False)
 _RQ: Mirror[Literal["r"]] = Mirror(transposed=True, reversed=True)
@@ -17,7 +16,7 @@ def lq(
     a: ArrayLike,
     *,
     mode: Literal["reduced", "complete", "l"] = "reduced",
-    **options: Unpack[Options],
+    **options: Unpack[MirroredOptions],
 ) -> None:
     """The LQ factorization A = L Q, differentiable for every shape.
 
@@ -58,7 +57,7 @@ def rq(
     a: ArrayLike,
     *,
     mode: Literal["reduced", "complete", "r"] = "reduced",
-    **options: Unpack[Options],
+    **options: Unpack[MirroredOptions],
 ) -> None:
     """The RQ factorization A = R Q, differentiable for every shape, as ``scipy.linalg.rq``.
 
@@ -98,7 +97,7 @@ def ql(
     a: ArrayLike,
     *,
     mode: Literal["reduced", "complete", "l"] = "reduced",
-    **options: Unpack[Options],
+    **options: Unpack[MirroredOptions],
 ) -> None:
     """The QL factorization A = Q L, differentiable for every shape.
 

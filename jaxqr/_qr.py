@@ -29,8 +29,10 @@ from jaxqr._arguments import (
 )
 from jaxqr._autodiff import Arrays, MaybeArrays, differentiated
 from jaxqr._forward import METHODS
-from jaxqr._linalg.batching import over_matrices
+from jaxqr._linalg.batching import over_leading_axes, over_matrices, unless_any
+from jaxqr._linalg.dependence import dependent_columns
 from jaxqr._linalg.phases import with_positive_diagonal
+from jaxqr._linalg.scaling import is_extreme
 from jaxqr._rules import partial_qr
 
 # The mode in which the triangular factor comes alone.
@@ -96,6 +98,7 @@ class QR:
     mode: str
     positive_diagonal: bool
     method: str
+    dependent: str | None
 
     def forward(self, a: Array) -> Arrays:
         """(q, r), or (r,)."""
@@ -115,11 +118,12 @@ class QR:
         da = self.mirror.of(da)
         if self.mode == "r":
             a, r = residuals
-            return (
-                self.mirror.r(over_matrices(partial_qr.pushforward_r)(_leading(a), r, None, da)),
-            )
+            return (self.mirror.r(_where_dependent(self._push_r, self._push_held_r)(a, r, da)),)
         q, r = residuals
-        return self._out(over_matrices(partial_qr.pushforward)(q, r, None, da))
+        push = over_matrices(lambda q, r, da: partial_qr.pushforward(q, r, None, da))
+        if self.dependent == "hold":
+            push = _where_dependent(push, _push_held)
+        return self._out(push(q, r, da))
 
     def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Arrays:
         """(a_bar,)."""
@@ -128,27 +132,100 @@ class QR:
         if self.mode == "r":
             a, r = residuals
             if r_bar is None:
-                a_bar = jnp.zeros_like(a)
-            else:
-                a_bar = over_matrices(partial_qr.pullback_r)(_leading(a), r, None, r_bar)
-        else:
-            q, r = residuals
-            q_bar = None if cotangents[0] is None else self.mirror.of(cotangents[0])
-            a_bar = over_matrices(partial_qr.pullback)(q, r, None, q_bar, r_bar)
-        return (self.mirror.q(a_bar),)
+                return (self.mirror.q(jnp.zeros_like(a)),)
+            pull = _where_dependent(self._pull_r, self._pull_held_r, extreme=True)
+            return (self.mirror.q(pull(a, r, r_bar)),)
+        q, r = residuals
+        q_bar = None if cotangents[0] is None else self.mirror.of(cotangents[0])
+        bars = tuple(x for x in (q_bar, r_bar) if x is not None)
+
+        def both(bars: Arrays) -> MaybeArrays:
+            given = iter(bars)
+            return tuple(None if x is None else next(given) for x in (q_bar, r_bar))
+
+        pull = over_matrices(lambda q, r, *bars: partial_qr.pullback(q, r, None, *both(bars)))
+        if q_bar is None or self.dependent == "hold":
+            pull = _where_dependent(pull, functools.partial(_pull_held, both))
+        return (self.mirror.q(pull(q, r, *bars)),)
+
+    # R alone, of what the mirror shows. Where columns depend on others, Q is applied by reflectors.
+
+    def _pull_r(self, a: Array, r: Array, r_bar: Array, *, extreme: bool = False) -> Array:
+        pull = functools.partial(_pullback_r, extreme=extreme)
+        a_bar: Array = over_matrices(pull)(_leading(a), r, r_bar)
+        return a_bar
+
+    def _pull_held_r(self, a: Array, r: Array, r_bar: Array) -> Array:
+        factor = over_leading_axes(partial_qr.pullback_held_r)(r, r_bar, _marks(r))
+        return _forward.q_times(a, r, factor, self.method)
+
+    def _push_r(self, a: Array, r: Array, da: Array) -> Array:
+        push = over_matrices(lambda x, r, da: partial_qr.pushforward_r(x, r, None, da))
+        dr: Array = push(_leading(a), r, da)
+        return dr
+
+    def _push_held_r(self, a: Array, r: Array, da: Array) -> Array:
+        g = _forward.q_adjoint_times(a, r, da, self.method)
+        dr: Array = over_leading_axes(partial_qr.pushforward_held_r)(g, r, _marks(r))
+        return dr
 
     def _out(self, factors: Arrays) -> Arrays:
         *q, r = factors
         return *(self.mirror.q(x) for x in q), self.mirror.r(r)
 
 
+def _pullback_r(x: Array, r: Array, r_bar: Array, *, extreme: bool) -> Array:
+    return partial_qr.pullback_r(x, r, None, r_bar, extreme=extreme)
+
+
+def _push_held(q: Array, r: Array, da: Array) -> Any:
+    return over_leading_axes(partial_qr.pushforward_held)(q, r, _marks(r), da)
+
+
+def _pull_held(both: Callable[[Arrays], MaybeArrays], q: Array, r: Array, *bars: Array) -> Any:
+    def pull(q: Array, r: Array, marks: Array, *bars: Array) -> Array:
+        return partial_qr.pullback_held(q, r, marks, *both(bars))
+
+    return over_leading_axes(pull)(q, r, _marks(r), *bars)
+
+
+def _where_dependent(
+    usual: Callable[..., Any], held: Callable[..., Any], *, extreme: bool = False
+) -> Callable[..., Any]:
+    """USUAL, of (first, r, ...), and ``held`` for each matrix with dependent columns.
+
+    With ``extreme``, the usual way has a form for columns of extreme length.
+    """
+
+    def needed(_: Array, r: Array, *rest: Array) -> Array:
+        dependent = dependent_columns(r).any(axis=-1)
+        return dependent | is_extreme(r) if extreme else dependent
+
+    def careful(first: Array, r: Array, *rest: Array) -> Any:
+        dependent = dependent_columns(r).any(axis=-1)[..., None, None]
+        options = {"extreme": True} if extreme else {}
+        return jax.tree.map(
+            lambda x, y: jnp.where(dependent, x, y),
+            held(first, r, *rest),
+            usual(first, r, *rest, **options),
+        )
+
+    return unless_any(needed, usual, careful)
+
+
+def _marks(r: Array) -> Array:
+    """Of R (..., k, n): 1 for dependent columns, 0 for the others, (..., 1, k)."""
+    return dependent_columns(r)[..., None, :].astype(r.dtype)
+
+
 def _leading(a: Array) -> Array:
     return a[..., : min(a.shape[-2:])]
 
 
-@functools.partial(
-    jax.jit, static_argnames=("mirror", "mode", "forward_mode", "positive_diagonal", "method")
-)
+_OPTIONS = ("mirror", "mode", "forward_mode", "positive_diagonal", "method", "dependent")
+
+
+@functools.partial(jax.jit, static_argnames=_OPTIONS)
 def _factors(
     a: Array,
     *,
@@ -157,13 +234,21 @@ def _factors(
     forward_mode: bool,
     positive_diagonal: bool,
     method: str,
+    dependent: str | None,
 ) -> Arrays:
-    function = differentiated(QR(mirror, mode, positive_diagonal, method), forward_mode)
+    rule = QR(mirror, mode, positive_diagonal, method, dependent)
+    function = differentiated(rule, forward_mode)
     factors = function(a.astype(compute_dtype(a.dtype)))
     return tuple(x.astype(result_dtype(a.dtype)) for x in factors)
 
 
 # The public functions. They differ in their mirrors and in what is written about them.
+
+
+class MirroredOptions(Options, total=False):
+    """The keywords of qr, lq, rq and ql."""
+
+    dependent: Literal["hold"] | None
 
 
 class Factorize(Protocol[Alone]):
@@ -175,10 +260,12 @@ class Factorize(Protocol[Alone]):
         a: ArrayLike,
         *,
         mode: Literal["reduced", "complete"] = ...,
-        **options: Unpack[Options],
+        **options: Unpack[MirroredOptions],
     ) -> tuple[Array, Array]: ...
     @overload
-    def __call__(self, a: ArrayLike, *, mode: Alone, **options: Unpack[Options]) -> Array: ...
+    def __call__(
+        self, a: ArrayLike, *, mode: Alone, **options: Unpack[MirroredOptions]
+    ) -> Array: ...
 
 
 def seen_in(mirror: Mirror[Alone]) -> Callable[[Callable[..., None]], Factorize[Alone]]:
@@ -193,9 +280,12 @@ def seen_in(mirror: Mirror[Alone]) -> Callable[[Callable[..., None]], Factorize[
             positive_diagonal: bool = False,
             check_rank: bool = False,
             method: Method = "auto",
+            dependent: Literal["hold"] | None = None,
         ) -> tuple[Array, Array] | Array:
             a = as_matrices(mirror.name, "a", a)
             _check_modes(mirror, a, mode, method)
+            if dependent is not None:
+                one_of(mirror.name, "dependent", dependent, ("hold",))
             factors = _factors(
                 a,
                 mirror=mirror,
@@ -203,6 +293,7 @@ def seen_in(mirror: Mirror[Alone]) -> Callable[[Callable[..., None]], Factorize[
                 forward_mode=forward_mode,
                 positive_diagonal=positive_diagonal,
                 method=method,
+                dependent=dependent,
             )
             if check_rank:
                 _check_rank(mirror, a, factors[-1])
@@ -247,7 +338,7 @@ def qr(
     a: ArrayLike,
     *,
     mode: Literal["reduced", "complete", "r"] = "reduced",
-    **options: Unpack[Options],
+    **options: Unpack[MirroredOptions],
 ) -> None:
     """The QR factorization A = Q R, differentiable for every shape.
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxqr._forward import batched, cholesky, householder, wide
@@ -45,6 +46,67 @@ def _best_on_cpu(a: Array, mode: str) -> Callable[..., tuple[Array, ...]]:
     if wide.suits(a):
         return wide.qr
     return householder.qr
+
+
+def q_times(a: Array, r: Array, c: Array, method: str) -> Array:
+    """Q C for the Q that belongs to r = qr(a, "r", method), by its reflectors; c is (..., k, n)."""
+
+    def by_householder(a: Array, r: Array, c: Array) -> Array:
+        r0, reflectors = householder.reflectors_of(a, c.shape[-2])
+        return householder.q_times(reflectors, jnp.conj(_phases(r, r0)) * c)
+
+    def by_batch(a: Array, r: Array, c: Array) -> Array:
+        r0, _ = batched.q_times(a, c)
+        return batched.q_times(a, jnp.conj(_phases(r, r0)) * c)[1]
+
+    return _by_reflectors(by_householder, by_batch, a, r, c, method)
+
+
+def q_adjoint_times(a: Array, r: Array, b: Array, method: str) -> Array:
+    """Q^H B likewise; b is (..., m, n)."""
+
+    def by_householder(a: Array, r: Array, b: Array) -> Array:
+        r0, reflectors = householder.reflectors_of(a, r.shape[-2])
+        return _phases(r, r0) * householder.q_adjoint_times(reflectors, b)
+
+    def by_batch(a: Array, r: Array, b: Array) -> Array:
+        r0, c = batched.q_adjoint_times(a, b)
+        return _phases(r, r0) * c
+
+    return _by_reflectors(by_householder, by_batch, a, r, b, method)
+
+
+def _by_reflectors(
+    by_householder: Callable[..., Array],
+    by_batch: Callable[..., Array],
+    a: Array,
+    r: Array,
+    x: Array,
+    method: str,
+) -> Array:
+    if method == "batched":
+        return by_batch(a, r, x)
+    if method != "auto":
+        return by_householder(a, r, x)
+    best = _best_on_cpu(a, "r")
+    k = min(a.shape[-2:])
+
+    def of_leading(a: Array, r: Array, x: Array) -> Array:
+        return by_householder(a[..., :k], r[..., :k], x)
+
+    on_cpu = {batched.qr: by_batch, wide.qr: of_leading}.get(best, by_householder)
+    out: Array = lax.platform_dependent(a, r, x, cpu=on_cpu, default=by_householder)
+    return out
+
+
+def _phases(r: Array, r0: Array) -> Array:
+    """The phases (..., k, 1) with r = phases * r0, of two triangular factors of one matrix."""
+    signs = [
+        jnp.where(d == 0, 1, jnp.sign(d))
+        for d in (jnp.diagonal(x, axis1=-2, axis2=-1) for x in (r, r0))
+    ]
+    phases: Array = (signs[0] * jnp.conj(signs[1]))[..., None]
+    return phases
 
 
 def refusal(shape: tuple[int, ...], mode: str, method: str, across: tuple[str, str]) -> str | None:

@@ -77,7 +77,7 @@ def _first_pass(a: Array) -> tuple[Array, ...]:
 
 def _second_pass(_: Array, q1: Array, u1: Array, gram: Array) -> tuple[Array, Array]:
     u2 = Inverted.cholesky(gram)
-    return u2.right(q1), jnp.triu(matmul(u2.u, u1))
+    return u2.right(q1), jnp.triu(matmul(u2.e, u1))
 
 
 def _without_q(
@@ -109,7 +109,7 @@ def _gram_schmidt(a: Array, *b: Array) -> tuple[Array, ...]:
         u2 = Inverted.cholesky(gram)
         above = u2.adjoint_left(matmul(adjoint(q1), rest))
         product = [u2.adjoint_left(project(q1, x)) for x in b]
-        row = jnp.concatenate([jnp.triu(matmul(u2.u, u1)), above], axis=1)
+        row = jnp.concatenate([jnp.triu(matmul(u2.e, u1)), above], axis=1)
         u = lax.dynamic_update_slice(u, row, (j, j))
         products.append(product)
         above = u2.left(above)
@@ -134,7 +134,7 @@ def _cholesky(a: Array) -> tuple[Array, Inverted, Array]:
     where substitution's does not.
     """
     inverted = Inverted.cholesky(_lower_gram(a))
-    u = inverted.u
+    u = inverted.e
     sound = jnp.asarray(True)
     for i, inverse in enumerate(inverted.inverses):
         size = inverse.shape[-1]

@@ -1,5 +1,7 @@
 """QR by Householder reflectors, as each platform has it: LAPACK, cuSOLVER, XLA's own expander."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -19,6 +21,26 @@ def triangle_and_product(a: Array, b: Array) -> tuple[Array, Array]:
     reflectors, n = transposed.mT, a.shape[-1]
     c = lax.linalg.ormqr(reflectors, taus, b, left=True, transpose=True)
     return jnp.triu(reflectors[..., :n, :]), c[..., :n, :]
+
+
+def reflectors_of(a: Array, columns: int) -> tuple[Array, Any]:
+    """R (..., k, n) as LAPACK leaves it, and the first reflectors of a (..., m, n)."""
+    transposed, taus = jnp.linalg.qr(a, mode="raw")
+    stored = transposed.mT
+    return jnp.triu(stored)[..., :columns, :], (stored[..., :columns], taus[..., :columns])
+
+
+def q_times(reflectors: Any, c: Array) -> Array:
+    """Q C for the first k columns of Q and c (..., k, n): Q is applied, not formed."""
+    v, taus = reflectors
+    rows = [(0, 0)] * (c.ndim - 2) + [(0, v.shape[-2] - c.shape[-2]), (0, 0)]
+    return lax.linalg.ormqr(v, taus, jnp.pad(c, rows), left=True, transpose=False)
+
+
+def q_adjoint_times(reflectors: Any, b: Array) -> Array:
+    """Q^H B for the first k columns of Q and b (..., m, n)."""
+    v, taus = reflectors
+    return lax.linalg.ormqr(v, taus, b, left=True, transpose=True)[..., : v.shape[-1], :]
 
 
 def real_diagonal(*factors: Array) -> tuple[Array, ...]:

@@ -79,6 +79,11 @@ def above_diagonal(x: Array) -> Array:
     return jnp.tri(x.shape[0], k=-1, dtype=bool).T
 
 
+def below_diagonal(x: Array) -> Array:
+    """A mask of what is below the diagonal of x (k, k[, batch])."""
+    return jnp.tri(x.shape[0], k=-1, dtype=bool)
+
+
 def on_diagonal(x: Array) -> Array:
     """A mask of the diagonal of x (k, k[, batch])."""
     return jnp.eye(x.shape[0], dtype=bool)

@@ -123,3 +123,18 @@ def over_matrices(f: Callable[..., Any]) -> Callable[..., Any]:
         return lax.platform_dependent(*args, cpu=together, default=one_by_one)
 
     return batch_aware(by_batch)
+
+
+def unless_any(
+    needed: Callable[..., Array], usual: Callable[..., Any], careful: Callable[..., Any]
+) -> Callable[..., Any]:
+    """USUAL, of arrays (..., rows, columns), or ``careful`` where some matrix needs it.
+
+    ``needed`` tells of each matrix whether it does, (...,). What ``careful`` gives for those that
+    do not must be what ``usual`` gives, to the last digit.
+    """
+
+    def chosen(*args: Any) -> Any:
+        return lax.cond(jnp.any(needed(*args)), careful, usual, *args)
+
+    return batch_aware(chosen)

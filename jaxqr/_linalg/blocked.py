@@ -15,7 +15,9 @@ from jax import Array, lax
 
 from jaxqr._linalg.algebra import (
     adjoint,
+    below_diagonal,
     matmul,
+    select,
     settled,
     settled_together,
     solve_adjoint_left,
@@ -23,6 +25,7 @@ from jaxqr._linalg.algebra import (
     summand,
     total,
 )
+from jaxqr._linalg.scaling import column_units
 
 _BLOCK = 64, 128  # columns of a diagonal block: half of all, within these
 LONE = 96  # columns up to which LAPACK's Cholesky factorization leaves its threads asleep
@@ -74,30 +77,35 @@ def lower_sum(*triangles: list[Array]) -> Array:
 
 
 class Inverted(NamedTuple):
-    """An upper triangular U (k, k) with the inverses of its diagonal blocks.
+    """An upper triangular U (k, k) = E D with the inverses of E's diagonal blocks.
 
-    Of many small ones (k, k, batch) it has none: substitution takes fewer loops and less memory.
+    D is diagonal and holds the units of U's columns (see :mod:`jaxqr._linalg.scaling`): no product
+    leaves the range of the type but where the result does. Of many small ones (k, k, batch) there
+    are no inverses: substitution takes fewer loops and less memory.
     """
 
-    u: Array
+    e: Array
     inverses: tuple[Array, ...]
+    d: Array  # (k[, batch])
 
     @classmethod
     def of(cls, u: Array) -> "Inverted":
         """Of u, the upper triangle alone is read."""
         k = u.shape[0]
         size = _block(k)
+        d = column_units(select(below_diagonal(u), 0, u)).astype(u.dtype)
+        e = u / d[None]
         if u.ndim > 2:
-            return cls(u, ())
+            return cls(e, (), d)
         if k <= size:
-            return cls(u, (_inverse(u),))
+            return cls(e, (_inverse(e),), d)
         # The last block begins early enough to be whole: of its inverse the last rows and columns
         # are the inverse of its own.
         starts = [min(j, k - size) for j in range(0, k, size)]
-        blocks = jnp.stack([u[j : j + size, j : j + size] for j in starts])
+        blocks = jnp.stack([e[j : j + size, j : j + size] for j in starts])
         *inverses, last = jax.vmap(_inverse)(blocks)
         own = k - size * len(inverses)
-        return cls(u, (*inverses, last[-own:, -own:]))
+        return cls(e, (*inverses, last[-own:, -own:]), d)
 
     @classmethod
     def cholesky(cls, gram: Array) -> "Inverted":
@@ -118,60 +126,86 @@ class Inverted(NamedTuple):
             inverses.append(_inverse(diagonal))
             rest = matmul(adjoint(inverses[-1]), row[:, size:])
             u = lax.dynamic_update_slice(u, jnp.concatenate([diagonal, rest], axis=1), (j, j))
-        return cls(u, tuple(inverses))
-
-    def _split(self) -> tuple["Inverted", Array, "Inverted", int]:
-        """[[U11, U12], [0, U22]], and the size of U11."""
-        blocks = -(-len(self.inverses) // 2)
-        h = sum(inverse.shape[0] for inverse in self.inverses[:blocks])
-        return (
-            Inverted(self.u[:h, :h], self.inverses[:blocks]),
-            self.u[:h, h:],
-            Inverted(self.u[h:, h:], self.inverses[blocks:]),
-            h,
-        )
+        return cls(u, tuple(inverses), jnp.ones_like(u, shape=k))
 
     def left(self, b: Array) -> Array:
         """U^-1 B for b (k, n)."""
-        if not self.inverses:
-            return solve_left(self.u, b)
         if len(self.inverses) == 1:
-            return matmul(self.inverses[0], b)
-        u11, u12, u22, h = self._split()
-        below = u22.left(b[h:])
-        return jnp.concatenate([u11.left(b[:h] - matmul(u12, below)), below])
+            return matmul(self._inverse(), b)
+        return self._left(b) / self.d[:, None]
 
     def adjoint_left(self, b: Array) -> Array:
         """U^-H B for b (k, n)."""
-        if not self.inverses:
-            return solve_adjoint_left(self.u, b)
         if len(self.inverses) == 1:
-            return matmul(adjoint(self.inverses[0]), b)
-        u11, u12, u22, h = self._split()
-        above = u11.adjoint_left(b[:h])
-        rest = b[h:] - matmul(adjoint(u12), above)
-        return jnp.concatenate([above, u22.adjoint_left(rest)])
+            return matmul(adjoint(self._inverse()), b)
+        return self._adjoint_left(b / self.d[:, None])
 
     def right(self, b: Array) -> Array:
         """B U^-1 for b (m, k)."""
-        if not self.inverses:
-            return adjoint(self.adjoint_left(adjoint(b)))
         if len(self.inverses) == 1:
-            return matmul(b, self.inverses[0])
-        u11, u12, u22, h = self._split()
-        left = u11.right(b[:, :h])
-        return jnp.concatenate([left, u22.right(b[:, h:] - matmul(left, u12))], 1)
+            return matmul(b, self._inverse())
+        return self._right(b / self.d[None])
 
     def adjoint_right(self, b: Array) -> Array:
         """B U^-H for b (m, k)."""
+        if len(self.inverses) == 1:
+            return matmul(b, adjoint(self._inverse()))
+        return self._adjoint_right(b) / self.d[None]
+
+    def _inverse(self) -> Array:
+        """U^-1, of one block: what is m x k is not scaled by itself."""
+        return self.inverses[0] / self.d[:, None]
+
+    # The same with E.
+
+    def _split(self) -> tuple["Inverted", Array, "Inverted", int]:
+        """[[E11, E12], [0, E22]], and the size of E11."""
+        blocks = -(-len(self.inverses) // 2)
+        h = sum(inverse.shape[0] for inverse in self.inverses[:blocks])
+        return (
+            Inverted(self.e[:h, :h], self.inverses[:blocks], self.d[:h]),
+            self.e[:h, h:],
+            Inverted(self.e[h:, h:], self.inverses[blocks:], self.d[h:]),
+            h,
+        )
+
+    def _left(self, b: Array) -> Array:
         if not self.inverses:
-            return adjoint(self.left(adjoint(b)))
+            return solve_left(self.e, b)
+        if len(self.inverses) == 1:
+            return matmul(self.inverses[0], b)
+        e11, e12, e22, h = self._split()
+        below = e22._left(b[h:])
+        return jnp.concatenate([e11._left(b[:h] - matmul(e12, below)), below])
+
+    def _adjoint_left(self, b: Array) -> Array:
+        if not self.inverses:
+            return solve_adjoint_left(self.e, b)
+        if len(self.inverses) == 1:
+            return matmul(adjoint(self.inverses[0]), b)
+        e11, e12, e22, h = self._split()
+        above = e11._adjoint_left(b[:h])
+        rest = b[h:] - matmul(adjoint(e12), above)
+        return jnp.concatenate([above, e22._adjoint_left(rest)])
+
+    def _right(self, b: Array) -> Array:
+        if not self.inverses:
+            return adjoint(self._adjoint_left(adjoint(b)))
+        if len(self.inverses) == 1:
+            return matmul(b, self.inverses[0])
+        e11, e12, e22, h = self._split()
+        left = e11._right(b[:, :h])
+        return jnp.concatenate([left, e22._right(b[:, h:] - matmul(left, e12))], 1)
+
+    def _adjoint_right(self, b: Array) -> Array:
+        if not self.inverses:
+            return adjoint(self._left(adjoint(b)))
         if len(self.inverses) == 1:
             return matmul(b, adjoint(self.inverses[0]))
-        u11, u12, u22, h = self._split()
-        right = u22.adjoint_right(b[:, h:])
-        rest = b[:, :h] - matmul(right, adjoint(u12))
-        return jnp.concatenate([u11.adjoint_right(rest), right], 1)
+        e11, e12, e22, h = self._split()
+        right = e22._adjoint_right(b[:, h:])
+        rest = b[:, :h] - matmul(right, adjoint(e12))
+        return jnp.concatenate([e11._adjoint_right(rest), right], 1)
 
 
 def sum_over_adjoint(p: Array | None, q: Array, s: Array, u: Array) -> Array:
@@ -190,11 +224,25 @@ def sum_over_adjoint(p: Array | None, q: Array, s: Array, u: Array) -> Array:
     return inverted.adjoint_right(settled(p + summand(q, s)))
 
 
-def product_over(x: Array, u: Inverted, f: Array) -> Array:
-    """X U^-1 F for x (m, k), upper triangular u (k, k) and f (k, n)."""
-    if x.shape[0] < f.shape[1]:  # X U^-1 is smaller than what it is multiplied by
-        return matmul(u.right(x), f)
-    return matmul(x, u.left(f))
+def product_over(x: Array, u: Array, s: Array, v: Array, *, extreme: bool) -> Array:
+    """X U^-1 [S U^-H | V] for x (m, k), upper triangular u (k, k), s (k, k) and v (k, n).
+
+    U^-1 S U^-H leaves the range of the type where the square of a column does; for ``extreme``
+    columns it is not formed.
+    """
+    inverted = Inverted.of(u)
+    d = inverted.d[None]
+    factor = inverted._adjoint_right(s)  # times D^-1
+    if x.shape[0] < x.shape[1] + v.shape[1]:  # X U^-1 is smaller than what it is multiplied by
+        return matmul(inverted.right(x), _beside(factor / d, v))
+    if not extreme:
+        return matmul(x, inverted.left(_beside(factor / d, v)))
+    product = matmul(x, inverted.left(_beside(factor, v)))
+    return product / _beside(d, jnp.ones_like(v[:1], shape=(1, *v.shape[1:])))
+
+
+def _beside(x: Array, y: Array) -> Array:
+    return jnp.concatenate([x, y], axis=1) if y.shape[1] else x
 
 
 def _inverse(u: Array) -> Array:

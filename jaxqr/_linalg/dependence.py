@@ -1,17 +1,25 @@
 """Which columns depend on those before them, read off a triangular factor."""
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
+
+from jaxqr._linalg.scaling import magnitudes, unit
+
+_LEAST = 8  # rounding leaves up to four eps of a dependent column, however few there are
 
 
 def dependent_columns(r: Array) -> Array:
-    """Which of the first k columns of R (..., k, n) do: |r_jj| <= max(k, n) * eps * ||r_j||."""
+    """Which of the first k columns of R (..., k, n) do: |r_jj| <= max(k, n, 8) * eps * ||r_j||.
+
+    In units of the column, so that no square leaves the range of the type.
+    """
     rows, columns = r.shape[-2:]
     k = min(rows, columns)
+    r = lax.stop_gradient(r[..., :k, :k])
+    r = r / unit(jnp.max(magnitudes(r), axis=-2, keepdims=True, initial=0)).astype(r.dtype)
     diagonal = jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
-    norms = jnp.linalg.norm(r[..., :k], axis=-2)
-    tolerance = max(rows, columns) * float(jnp.finfo(r.dtype).eps)
-    return jnp.less_equal(diagonal, tolerance * norms)
+    tolerance = max(rows, columns, _LEAST) * float(jnp.finfo(r.dtype).eps)
+    return jnp.less_equal(diagonal, tolerance * jnp.linalg.norm(r, axis=-2))
 
 
 def first_dependent(r: Array) -> tuple[Array, Array, Array]:

@@ -20,7 +20,7 @@ A cotangent that is None is zero, and costs nothing.
 """
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxqr._linalg.algebra import above_diagonal, adjoint, difference, matmul, on_diagonal, select
 from jaxqr._linalg.blocked import (
@@ -136,30 +136,30 @@ def pushforward(q: Array, r: Array, y: Array | None, da: Array) -> tuple[Array, 
     return dq, dr
 
 
-def pullback_r(x: Array, r: Array, y: Array | None, r_bar: Array) -> Array:
+def pullback_r(
+    x: Array, r: Array, y: Array | None, r_bar: Array, *, extreme: bool = False
+) -> Array:
     """A-bar from the cotangent of R alone, without Q: Q = X U^-1.
 
     Args:
         x: the first k columns of A, (m, k).
         r: (k, n); r_bar likewise.
         y: as in :func:`pullback`.
+        extreme: right for columns of any length that the type holds, for one more pass over A-bar.
 
     A-bar = X U^-1 [copyltu(M) U^-H | V-bar]: one product of 2 m k n operations.
     """
-    u, v = _split(r)
+    u, _ = _split(r)
     _, v_bar = _split(r_bar)
     m, vv_bar = _m(None, r, None, r_bar)
     s = copyltu(m)
     if vv_bar is not None and y is None:
         s = s + vv_bar
-    inverted = Inverted.of(u)
-    factor = inverted.adjoint_right(s)
-    if v.shape[1]:
-        factor = jnp.concatenate([factor, v_bar], axis=1)
-    a_bar = product_over(x, inverted, factor)
+    a_bar = product_over(x, u, s, v_bar, extreme=extreme)
     if y is None:
         return a_bar
-    return a_bar.at[:, : x.shape[1]].add(inverted.adjoint_right(matmul(y, adjoint(v_bar))))
+    yv_bar = Inverted.of(u).adjoint_right(matmul(y, adjoint(v_bar)))
+    return a_bar.at[:, : x.shape[1]].add(yv_bar)
 
 
 def pushforward_r(x: Array, r: Array, y: Array | None, da: Array) -> Array:
@@ -179,3 +179,95 @@ def pushforward_r(x: Array, r: Array, y: Array | None, da: Array) -> Array:
         dxy = matmul(adjoint(da[:, :k]), y)
         dqy = inverted.adjoint_left(dxy) - matmul(adjoint(w), v)
     return jnp.concatenate([dr, dqy + g[:, k:]], axis=1)
+
+
+# Dependent columns. With M = R R-bar^H - Q-bar^H Q, whole, and N = low(M - M^H) + i Im diag(M),
+# copyltu(M) = M^H + N, and the pullback needs no U^-1 but beside N and what is outside span(Q):
+#
+#     A-bar = Q [R-bar + N U^-H] + (Q-bar - Q Q^H Q-bar) U^-H         (the second in X alone)
+#     dR = Q^H dA - S R,   S = Q^H dQ skew-Hermitian, from the lower triangle of Q^H dX U^-1
+#
+# A column that depends on those before it does not turn Q: its row and column of U are the
+# identity's, its columns of N and of what is outside span(Q) are zero. S is skew-Hermitian whatever
+# is left out, so d(R^H R) = dA^H A + A^H dA holds at every rank.
+
+
+def _without(u: Array, dependent: Array) -> tuple[Inverted, Array]:
+    """U with the identity's rows and columns where a column is dependent; 0 there and 1 elsewhere.
+
+    Dependent is (1, k), of numbers 0 and 1.
+    """
+    keep = 1 - dependent
+    return Inverted.of(u * keep * keep.mT + jnp.diag(dependent[0])), keep
+
+
+def pullback_held_r(r: Array, r_bar: Array, dependent: Array) -> Array:
+    """F (k, n) with A-bar = Q F, from the cotangent of R alone: dependent columns do not turn Q."""
+    return _held(None, r, None, r_bar, dependent)
+
+
+def _held(
+    q: Array | None, r: Array, q_bar: Array | None, r_bar: Array | None, dependent: Array
+) -> Array:
+    k = dependent.shape[1]
+    u, keep = _without(r[:k, :k], dependent)
+    m = jnp.zeros((k, k), r.dtype)
+    if r_bar is not None:
+        m = matmul(r[:k], adjoint(r_bar[:k]))
+    if q is not None and q_bar is not None:
+        m = m - matmul(adjoint(q_bar), q)
+    n = jnp.tril(m - adjoint(m), -1)
+    if jnp.iscomplexobj(m):
+        n = select(on_diagonal(m), lax.complex(jnp.zeros_like(m.real), m.imag), n)
+    of_x = u.adjoint_right(n * keep)
+    factor = jnp.pad(of_x, [(0, 0), (0, r.shape[1] - k)])
+    return factor if r_bar is None else factor + r_bar[:k]
+
+
+def pullback_held(
+    q: Array, r: Array, dependent: Array, q_bar: Array | None, r_bar: Array | None
+) -> Array:
+    """A-bar likewise, from the cotangents of Q and R; Y = Q V."""
+    k = dependent.shape[1]
+    q1, q2 = q[:, :k], q[:, k:]
+    q1_bar = None if q_bar is None else q_bar[:, :k]
+    a_bar = matmul(q1, _held(q1, r, q1_bar, r_bar, dependent))
+    if q1_bar is None or q_bar is None:
+        return a_bar
+    u, keep = _without(r[:k, :k], dependent)
+    outside = q1_bar - matmul(q1, matmul(adjoint(q1), q1_bar))
+    if q2.shape[1]:
+        outside = outside - matmul(q2, matmul(adjoint(q_bar[:, k:]), q1))
+    return a_bar.at[:, :k].add(u.adjoint_right(outside * keep))
+
+
+def _turning(g: Array, u: Inverted, keep: Array) -> Array:
+    """S = Q^H dQ from the first k columns of G = Q^H dA."""
+    c = u.right(g[:, : keep.shape[1]]) * keep
+    low = jnp.tril(c, -1)
+    s = low - adjoint(low)
+    if not jnp.iscomplexobj(c):
+        return s
+    return s + select(on_diagonal(c), lax.complex(jnp.zeros_like(c.real), c.imag), 0)
+
+
+def pushforward_held_r(g: Array, r: Array, dependent: Array) -> Array:
+    """dR from G = Q^H dA (k, n)."""
+    u, keep = _without(r[:, : dependent.shape[1]], dependent)
+    return g - matmul(_turning(g, u, keep), r)
+
+
+def pushforward_held(q: Array, r: Array, dependent: Array, da: Array) -> tuple[Array, Array]:
+    """dQ and dR; Y = Q V."""
+    k = dependent.shape[1]
+    q1, q2 = q[:, :k], q[:, k:]
+    u, keep = _without(r[:k, :k], dependent)
+    g, dx = matmul(adjoint(q1), da), da[:, :k]
+    s = _turning(g, u, keep)
+    dr = g - matmul(s, r[:k])
+    dq = matmul(q1, s) + u.right(dx - matmul(q1, g[:, :k])) * keep
+    if q2.shape[1]:
+        turned = u.right(matmul(adjoint(q2), dx)) * keep
+        dq = jnp.concatenate([dq, -matmul(q1, adjoint(turned))], axis=1)
+        dr = jnp.concatenate([dr, jnp.zeros_like(r[k:])], axis=0)
+    return dq, dr
