@@ -1,7 +1,6 @@
 """Least squares whose equations are on many devices."""
 
 import functools
-import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxqr._arguments import as_array, as_matrices, compute_dtype, result_dtype
 from jaxqr._linalg.products import adjoint, matmul, solve_adjoint_left, solve_left
 from jaxqr._qr import qr
-from jaxqr.distributed._arguments import check, varying
+from jaxqr.distributed._arguments import check, ridge_of, varying
 from jaxqr.distributed._reduction import AxisName, Reduction, reduce
 from jaxqr.distributed._rules import right_solve, upper_of_twice_hermitian
 from jaxqr.distributed._tsqr import tsqr
@@ -62,10 +61,11 @@ def lstsq(
     is local: no collective at all, and the cotangents of a and b lie where a and b do.
 
     >>> import jax, jax.numpy as jnp, jaxqr.distributed, numpy as np
-    >>> from jax.sharding import PartitionSpec as P
+    >>> from jax.sharding import NamedSharding, PartitionSpec as P
     >>> mesh = jax.make_mesh((len(jax.devices()),), ("rows",))
-    >>> t = jnp.arange(8.0)
-    >>> a = jnp.stack([jnp.ones(8), t], axis=1)
+    >>> by_rows = NamedSharding(mesh, P("rows"))
+    >>> t = jax.device_put(jnp.arange(8.0), by_rows)
+    >>> a = jnp.stack([jnp.ones_like(t), t], axis=1)
     >>> def line(a, b):
     ...     return jaxqr.distributed.lstsq(a, b, "rows")
     >>> sharded = jax.shard_map(line, mesh=mesh, in_specs=P("rows"), out_specs=P())
@@ -83,7 +83,7 @@ def lstsq(
     scalar = compute_dtype(dtype)
     vectors = b.ndim in (1, a.ndim - 1)
     b = b[..., None] if vectors else b
-    shift = _ridge(ridge, scalar)
+    shift = ridge_of("lstsq", ridge)
     batch = _batch(a, b, shift, vectors)
 
     def prepared(x: Array) -> Array:
@@ -91,22 +91,11 @@ def lstsq(
         return jnp.broadcast_to(x, (*batch, *x.shape[-2:]))
 
     if shift is not None:
+        shift = shift.astype(jnp.finfo(scalar).dtype)
         shift = jnp.broadcast_to(shift, batch)[..., None, None]
     x: Array = _solution(prepared(a), prepared(b), shift, axis_name, reduction, forward_mode).x
     x = x.astype(result_dtype(dtype))
     return x[..., 0] if vectors else x
-
-
-def _ridge(ridge: Any, scalar: Any) -> Array | None:
-    if isinstance(ridge, numbers.Real) and ridge == 0:
-        return None
-    array = as_array("lstsq", "ridge", ridge)
-    if jnp.iscomplexobj(array):
-        raise TypeError(f"lstsq expects ridge to be real. Got {array.dtype}.")
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(ridge))
-    if not traced and (np.asarray(ridge) < 0).any():
-        raise ValueError(f"lstsq expects ridge not to be negative. Got {ridge}.")
-    return array.astype(jnp.finfo(scalar).dtype)
 
 
 def _batch(a: Array, b: Array, ridge: Array | None, vectors: bool) -> tuple[int, ...]:
@@ -158,7 +147,8 @@ def _solution(
 
 def _ridge_rows(t: Array, ridge: Array) -> Array:
     """[sqrt(ridge) I | 0], to stand below t (..., n, columns)."""
-    return jnp.sqrt(ridge).astype(t.dtype) * jnp.eye(t.shape[-2], t.shape[-1], dtype=t.dtype)
+    eye = jnp.eye(t.shape[-2], t.shape[-1], dtype=t.dtype)
+    return jnp.sqrt(ridge).astype(t.dtype) * jnp.broadcast_to(eye, t.shape)
 
 
 def _jvp(axis_name: AxisName, reduction: str, with_q: bool, primals: Any, tangents: Any) -> Any:

@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 from jax import Array
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, reshard
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from jaxqr._arguments import as_array, as_matrices
-from jaxqr.distributed._arguments import names_of
+from jaxqr.distributed._arguments import names_of, ridge_of
 from jaxqr.distributed._lstsq import lstsq
 from jaxqr.distributed._reduction import AxisName, Reduction
 from jaxqr.distributed._tsqr import tsqr
@@ -138,10 +138,10 @@ def sharded_lstsq(
             "sharded_lstsq expects b to have the batch axes and the rows of a. Got a of shape "
             f"{a.shape} and b of shape {b.shape}."
         )
-    ridge = as_array("sharded_lstsq", "ridge", ridge)
-    if ridge.ndim:
-        raise ValueError(f"sharded_lstsq expects ridge to be a scalar. Got shape {ridge.shape}.")
-    x: Array = _lstsq(a, b, ridge, mesh, row_axes, batch_axes, forward_mode, reduction)
+    shift = ridge_of("sharded_lstsq", ridge)
+    if shift is not None and shift.ndim:
+        raise ValueError(f"sharded_lstsq expects ridge to be a scalar. Got shape {shift.shape}.")
+    x: Array = _lstsq(a, b, shift, mesh, row_axes, batch_axes, forward_mode, reduction)
     return x
 
 
@@ -192,6 +192,20 @@ def _spec(batch_ndim: int, batch_axes: AxisName, *last: Any) -> P:
     return P(*batch, *last)
 
 
+def _placed(x: Array, mesh: Mesh | AbstractMesh, spec: P) -> Array:
+    """X laid out so over the mesh's explicit axes; over the others ``shard_map`` does it itself."""
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    explicit = {name for name, of in types.items() if of == AxisType.Explicit}
+    if not explicit:
+        return x
+
+    def kept(axes: AxisName | None) -> AxisName | None:
+        return None if axes is None else tuple(n for n in names_of(axes) if n in explicit) or None
+
+    placed: Array = reshard(x, NamedSharding(mesh, P(*map(kept, spec))))
+    return placed
+
+
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
 def _qr(
     a: Array,
@@ -208,7 +222,7 @@ def _qr(
     replicated = _spec(a.ndim - 2, batch_axes)
     factors: tuple[Array, Array] = jax.shard_map(
         local, mesh=mesh, in_specs=rows, out_specs=(rows, replicated)
-    )(a)
+    )(_placed(a, mesh, rows))
     return factors
 
 
@@ -229,7 +243,7 @@ def _lq(
     replicated = _spec(a.ndim - 2, batch_axes)
     factors: tuple[Array, Array] = jax.shard_map(
         local, mesh=mesh, in_specs=columns, out_specs=(replicated, columns)
-    )(a)
+    )(_placed(a, mesh, columns))
     return factors
 
 
@@ -237,18 +251,19 @@ def _lq(
 def _lstsq(
     a: Array,
     b: Array,
-    ridge: Array,
+    ridge: Array | None,
     mesh: Mesh,
     axes: AxisName,
     batch_axes: AxisName,
     forward_mode: bool,
     reduction: Reduction,
 ) -> Array:
-    def local(a: Array, b: Array, ridge: Array) -> Array:
-        return lstsq(a, b, axes, ridge, forward_mode=forward_mode, reduction=reduction)
+    def local(a: Array, b: Array, ridge: Array | None) -> Array:
+        level: ArrayLike = 0.0 if ridge is None else ridge
+        return lstsq(a, b, axes, level, forward_mode=forward_mode, reduction=reduction)
 
     rows = _spec(a.ndim - 2, batch_axes, axes)
     x: Array = jax.shard_map(
         local, mesh=mesh, in_specs=(rows, rows, P()), out_specs=_spec(a.ndim - 2, batch_axes)
-    )(a, b, ridge)
+    )(_placed(a, mesh, rows), _placed(b, mesh, rows), ridge)
     return x

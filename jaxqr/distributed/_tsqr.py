@@ -49,16 +49,17 @@ def tsqr(
     rank. What value and derivative cost: :mod:`jaxqr.distributed`.
 
     >>> import jax, jax.numpy as jnp, jaxqr.distributed, numpy as np
-    >>> from jax.sharding import PartitionSpec as P
+    >>> from jax.sharding import NamedSharding, PartitionSpec as P
     >>> mesh = jax.make_mesh((len(jax.devices()),), ("rows",))
-    >>> a = jnp.arange(1.0, 17.0).reshape(8, 2) ** 2
+    >>> by_rows = NamedSharding(mesh, P("rows"))
+    >>> a = jax.device_put(jnp.arange(1.0, 17.0).reshape(8, 2) ** 2, by_rows)
     >>> def factors(a):
     ...     return jaxqr.distributed.tsqr(a, "rows", positive_diagonal=True)
     >>> sharded = jax.shard_map(factors, mesh=mesh, in_specs=P("rows"), out_specs=(P("rows"), P()))
     >>> q, r = jax.jit(sharded)(a)
     >>> print(np.asarray(r).round(3))
-    [[297.207 358.136]
-     [  0.     11.499]]
+    [[321.708 374.352]
+     [  0.     14.581]]
     >>> bool(jnp.allclose(q @ r, a, rtol=1e-4))
     True
     """
