@@ -1,7 +1,7 @@
 """One process of several: factors its rows with the others', and writes what it has.
 
-Run as ``python distributed_worker.py COORDINATOR COUNT ID OUT [MISHAP]``; see
-test_distributed_processes.py. With a MISHAP the last process dies before the others are done.
+Run as ``python distributed_worker.py COORDINATOR COUNT ID OUT [VICTIM]``; see
+test_distributed_processes.py. The process that is the VICTIM dies before the others are done.
 """
 
 import os
@@ -16,7 +16,6 @@ from jax.sharding import PartitionSpec as P
 from jaxqr import distributed
 
 SHAPE = (24, 3)
-HEARTBEAT = 10  # seconds without a sign of life after which a process counts as dead
 LIMIT = 90  # seconds after which this one ends, whatever it waits for
 
 
@@ -37,8 +36,12 @@ def programs(mesh):
     return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
 
 
-def main(coordinator, count, process, out, mishap=""):
-    threading.Timer(LIMIT, os._exit, (3,)).start()
+def main(coordinator, count, process, out, victim=None):
+    end = threading.Timer(LIMIT, os._exit, (3,))
+    end.daemon = True
+    end.start()
+    # Seconds without a sign of life after which a process counts as dead.
+    heartbeat = 10 if victim else 60
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_num_cpu_devices", 1)
@@ -48,8 +51,8 @@ def main(coordinator, count, process, out, mishap=""):
         num_processes=int(count),
         process_id=int(process),
         initialization_timeout=60,
-        heartbeat_timeout_seconds=HEARTBEAT,
-        shutdown_timeout_seconds=HEARTBEAT,
+        heartbeat_timeout_seconds=heartbeat,
+        shutdown_timeout_seconds=heartbeat,
     )
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("rows",))
     sharding = NamedSharding(mesh, P("rows"))
@@ -59,14 +62,13 @@ def main(coordinator, count, process, out, mishap=""):
     run = programs(mesh)
     while True:
         (value, r), grads = jax.block_until_ready(run(a, b))
-        if not mishap:
+        if not victim:
             break
-        if int(process) == int(count) - 1:  # the others go on, and wait for what does not come
+        if process == victim:  # the others go on, and wait for what does not come
             os.kill(os.getpid(), 9)
     (a_bar,), (b_bar,) = (bar.addressable_shards for bar in grads)
     np.savez(out, value=value, r=r, a_bar=a_bar.data, b_bar=b_bar.data)
     jax.distributed.shutdown()
-    os._exit(0)  # the timer is still waiting
 
 
 if __name__ == "__main__":

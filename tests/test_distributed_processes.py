@@ -28,7 +28,7 @@ def free_port():
 
 
 @contextlib.contextmanager
-def processes(count, folder, *mishap):
+def processes(count, folder, *victim):
     """So many workers, each with a device of its own; none of them outlives the block."""
     port = free_port()
     environment = os.environ | {
@@ -42,7 +42,7 @@ def processes(count, folder, *mishap):
             with open(folder / f"{i}.log", "w") as log:
                 running.append(
                     subprocess.Popen(
-                        [*command, str(folder / f"{i}.npz"), *mishap],
+                        [*command, str(folder / f"{i}.npz"), *victim],
                         env=environment,
                         stdout=log,
                         stderr=subprocess.STDOUT,
@@ -83,11 +83,12 @@ def test_processes_give_what_one_gives(count, tmp_path):
         assert_close(np.concatenate([each[name] for each in found]), bar, tol)
 
 
-def test_a_process_that_dies_ends_the_others(tmp_path):
+@pytest.mark.parametrize("victim", [0, 1], ids=["coordinator", "other"])
+def test_a_process_that_dies_ends_the_others(victim, tmp_path):
     """Within the time that a sign of life may take, and with an error."""
-    with processes(2, tmp_path, "mishap") as running:
+    with processes(2, tmp_path, str(victim)) as running:
         start = time.monotonic()
-        survivor, victim = wait_for(running)
+        codes = wait_for(running)
         assert time.monotonic() - start < 60
-    assert victim == -signal.SIGKILL, logs(tmp_path)
-    assert survivor not in (0, 3), logs(tmp_path)  # 3: by its own clock alone
+    assert codes.pop(victim) == -signal.SIGKILL, logs(tmp_path)
+    assert codes[0] not in (0, 3), logs(tmp_path)  # 3: by its own clock alone
