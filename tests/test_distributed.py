@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numerics import (
+    DTYPES,
     assert_close,
     central_difference,
     check_qr,
@@ -21,7 +22,7 @@ from numerics import (
 )
 
 import jaxqr
-from bench.distributed import collectives, sent
+from bench.distributed import collectives, received
 from jaxqr import distributed
 from jaxqr.distributed._reduction import chosen, rounds
 
@@ -64,20 +65,7 @@ def factors_and_pullback(devices, reduction="auto"):
 on_one_device = with_pullback(lambda a: jaxqr.qr(a, positive_diagonal=True))
 
 
-@pytest.mark.parametrize(
-    ("devices", "rows", "columns", "dtype", "cond", "reduction"),
-    [
-        (1, 6, 3, "float32", 10, "auto"),
-        (2, 3, 4, "complex64", 10, "auto"),
-        (3, 5, 3, "float64", 1e12, "tree"),
-        (4, 2, 5, "complex128", 1e12, "tree"),
-        (7, 4, 3, "float32", 10, "gather"),
-        (7, 1, 5, "complex128", 1e12, "tree"),
-        (8, 1, 3, "complex64", 10, "gather"),
-        (8, 9, 4, "float64", 1e12, "tree"),
-    ],
-)
-def test_as_on_one_device(devices, rows, columns, dtype, cond, reduction):
+def check_as_on_one_device(devices, rows, columns, dtype, cond, reduction):
     shape = (devices * rows, columns)
     a = jnp.asarray(matrix(shape, dtype, cond))
     bars = random_like((jnp.zeros(shape, dtype), jnp.zeros((columns, columns), dtype)))
@@ -85,6 +73,30 @@ def test_as_on_one_device(devices, rows, columns, dtype, cond, reduction):
     check_qr(np.asarray(a), np.asarray(q), np.asarray(r), tolerance(dtype, shape, cond=1))
     one, one_bar = on_one_device(a, bars)
     assert_close((q, r, a_bar), (*one, one_bar), tolerance(dtype, shape, cond, c=32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("devices", [1, 2, 3, 4, 7, 8])
+def test_as_on_one_device(devices, dtype):
+    """Both reductions, with each number of devices."""
+    reduction = "tree" if dtype in ("float32", "complex128") else "gather"
+    cond = 10 if np.finfo(dtype).eps > 1e-10 else 1e12
+    check_as_on_one_device(devices, 5, 3, dtype, cond, reduction)
+
+
+@pytest.mark.parametrize(
+    ("devices", "rows", "columns", "dtype", "cond", "reduction"),
+    [
+        (2, 3, 4, "complex64", 10, "auto"),
+        (4, 2, 5, "complex128", 1e12, "tree"),
+        (7, 1, 5, "complex128", 1e12, "tree"),
+        (8, 1, 3, "complex64", 10, "gather"),
+        (7, 3, 4, "float64", 1e12, "tree"),
+    ],
+)
+def test_fewer_rows_than_columns(devices, rows, columns, dtype, cond, reduction):
+    """On each device, and with fewer devices than columns as well as more."""
+    check_as_on_one_device(devices, rows, columns, dtype, cond, reduction)
 
 
 def test_dependent_columns():
@@ -312,7 +324,8 @@ def test_only_triangles_travel(devices, reduction):
             assert (x.kind == "all-gather") <= (reduction == "gather")
         reducing = rounds(devices) if reduction == "tree" else 1
         assert len(collectives(text)) == reducing + sums
-        assert sent(text, devices) == (reducing + sums) * triangle
+        received_parts = reducing if reduction == "tree" else devices - 1
+        assert received(text, devices) == (received_parts + sums) * triangle
     q, _ = compiled(a)
     assert q.sharding.is_equivalent_to(a.sharding, 2)
     (_, _), a_bar = both(a, bars)
@@ -332,7 +345,7 @@ def test_lstsq_pullback_sends_nothing():
     grad = jax.jit(jax.grad(loss, (0, 1))).lower(a, b).compile()
     for text in (value, grad.as_text()):
         assert [x.kind for x in collectives(text)].count("collective-permute") == 3
-        assert sent(text, 8) == 4 * 8 * n * (n + 1)
+        assert received(text, 8) == 4 * 8 * n * (n + 1)
     for bar, x in zip(grad(a, b), (a, b), strict=True):
         assert bar.sharding.is_equivalent_to(x.sharding, x.ndim)
 
@@ -351,7 +364,7 @@ def test_parser_of_collectives():
         ("all-gather", (8, 3), 96),
         ("collective-permute", (4,), 8),
     ]
-    assert sent(text, 4) == 100 + 16 + 24 + 8
+    assert received(text, 4) == 100 + 16 + 3 * 24 + 8
 
 
 def test_cost_model():

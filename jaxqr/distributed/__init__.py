@@ -23,26 +23,26 @@ collective, a word is a number of A's type, and log is to the base 2 and rounded
                        rounds                  words sent        flops
     value, tree        log P + 1 (*)           n^2 a round       6 m n^2 / P + 9 n^3 log P
     value, gather      2                       n^2 a round       6 m n^2 / P + 4 P n^3
-    pushforward        1                       n^2               5 m n^2 / P + n^3
+    pushforward        1                       n^2               5 m n^2 / P + 2 n^3
     pullback           1                       n^2               5 m n^2 / P + 2 n^3
-    lstsq (nrhs = 1)   like the value                            2 m n^2 / P + 4 n^3 log P
-      its pullback     0                       0                 6 m n / P
+    lstsq (nrhs = 1)   like the value          n^2 a round       2 m n^2 / P + 4 n^3 log P
+      its pullback     0                       0                 8 m n / P
 
     (*) two more where P is not a power of two: those beyond it hand their triangles in first,
         and get their part of Q last
 
-The gathered triangles are P n^2 words on each device; the tree holds two at a time. Of what all
-devices send together, the tree's m-free n^2 P log P words meet the lower bound of the paper above
-but for the constant. The last round of either makes R that of the first device everywhere.
-``reduction="auto"`` takes whichever is cheaper by :mod:`the model <jaxqr.distributed._reduction>`:
-with 2 or 3 devices the gather, with more the tree, unless triangles are small.
+The gathered triangles are P n^2 words on each device; the tree holds two at a time. The last round
+of either makes R that of the first device everywhere; in value and gradient together it and the
+pullback's sum become one. ``reduction="auto"`` takes what is cheaper by :func:`a model
+<jaxqr.distributed._reduction.seconds>`: with 2 or 3 devices the gather, with more the tree, unless
+triangles are small.
 
 **What that means** for 10^9 x 256 in float32 on 1024 accelerators: 976563 rows and 1.0 GB of A on
 each (512 rows of zeros make m divide, and change neither R nor the other rows of Q), as much again
 for Q. Value: 3.8e11 flops of local work on each, and 11 rounds of 256 KiB; at 10 Tflop/s and
 20 us and 10 GB/s a round, 38 ms of work beside 0.5 ms of messages, and ten factorizations of
 512 x 256 between them (1.5e8 flops each: at the 0.1 Tflop/s that such small ones reach, 15 ms in
-all). Pullback: 3.2e11 flops and one round. 2.9 MB leave each device for value and gradient
+all). Pullback: 3.2e11 flops and one round. 3.1 MB leave each device for value and gradient
 together. Gathering A instead would take 1 TB on each of them.
 """
 
