@@ -350,6 +350,20 @@ def test_lstsq_pullback_sends_nothing():
         assert bar.sharding.is_equivalent_to(x.sharding, x.ndim)
 
 
+def test_residuals():
+    """Q for the factors, A for least squares, and besides what is n x n or a column."""
+    mesh, m, n = mesh_of((2,)), 200, 64
+    a, b = jnp.asarray(matrix((m, n), "complex128")), jnp.asarray(gaussian((m,), "complex128"))
+
+    def kept(f, *args):
+        _, pullback = jax.vjp(lambda *args: f(*args, mesh, "rows"), *args)
+        sizes = [x.size for x in jax.tree.leaves(pullback) if isinstance(x, jax.Array)]
+        return [size for size in sizes if size > 2 * n * n]
+
+    assert kept(distributed.sharded_qr, a) == [m * n]
+    assert kept(distributed.sharded_lstsq, a, b) == [m * n]
+
+
 def test_parser_of_collectives():
     text = """
       %r = (f32[5,5]{0,1}, c128[]) all-reduce(%x, %y), channel_id=1

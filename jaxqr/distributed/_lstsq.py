@@ -11,11 +11,11 @@ from jax.custom_derivatives import SymbolicZero, zero_from_primal
 from jax.typing import ArrayLike
 
 from jaxqr._arguments import as_array, as_matrices, compute_dtype, result_dtype
-from jaxqr._linalg.products import adjoint, matmul, solve_adjoint_left, solve_left
+from jaxqr._linalg.products import solve_adjoint_left, solve_left
 from jaxqr._qr import qr
 from jaxqr.distributed._arguments import check, ridge_of, varying
 from jaxqr.distributed._reduction import AxisName, Reduction, reduce
-from jaxqr.distributed._rules import right_solve, upper_of_twice_hermitian
+from jaxqr.distributed._rules import adjoint_matmul, matmul, right_solve, upper_of_twice_hermitian
 from jaxqr.distributed._tsqr import tsqr
 
 
@@ -132,7 +132,7 @@ def _solution(
         if ridge is not None:
             turn, u = qr(jnp.concatenate([u, _ridge_rows(u, ridge)], axis=-2))
             q = matmul(q, turn[..., :n, :])
-        c = lax.psum(matmul(adjoint(q), b), axis_name)
+        c = lax.psum(adjoint_matmul(q, b), axis_name)
         return _Solution(q, u, solve_left(u, c))
 
     def triangular(rows: Array) -> Array:
@@ -170,15 +170,15 @@ def _jvp(axis_name: AxisName, reduction: str, with_q: bool, primals: Any, tangen
         f = _sum(f, -matmul(da, x))
     g = None
     if f is not None and q is None:
-        g = matmul(adjoint(a), f)
+        g = adjoint_matmul(a, f)
     if da is not None:
-        g = _sum(g, matmul(adjoint(da), b - matmul(a, x)))
+        g = _sum(g, adjoint_matmul(da, b - matmul(a, x)))
     g = None if g is None else lax.psum(g, axis_name)
     if dridge is not None:
         g = _sum(g, -dridge.astype(x.dtype) * x)
     c = None if g is None else solve_adjoint_left(u, g)
     if f is not None and q is not None:
-        c = _sum(c, lax.psum(matmul(adjoint(q), f), axis_name))
+        c = _sum(c, lax.psum(adjoint_matmul(q, f), axis_name))
     assert c is not None  # else there is no tangent at all
     dx = solve_left(u, c)
 
@@ -187,14 +187,14 @@ def _jvp(axis_name: AxisName, reduction: str, with_q: bool, primals: Any, tangen
     if da is not None:
         dau = right_solve(da, u)
         if q is None:
-            products = lax.psum(matmul(adjoint(a), da), axis_name)
+            products = lax.psum(adjoint_matmul(a, da), axis_name)
             half = right_solve(solve_adjoint_left(u, products), u)
         else:
-            half = lax.psum(matmul(adjoint(q), dau), axis_name)
+            half = lax.psum(adjoint_matmul(q, dau), axis_name)
     if dridge is not None:
         eye = jnp.broadcast_to(jnp.eye(u.shape[-1], dtype=u.dtype), u.shape)
         inverse = solve_left(u, eye)
-        half = _sum(half, dridge.astype(u.dtype) / 2 * matmul(adjoint(inverse), inverse))
+        half = _sum(half, dridge.astype(u.dtype) / 2 * adjoint_matmul(inverse, inverse))
     if half is None:
         dq, du = (y if y is None else zero_from_primal(y, symbolic_zeros=True) for y in (q, u))
         return solution, _Solution(dq, du, dx)

@@ -6,8 +6,23 @@ Notation of :mod:`jaxqr._rules.partial_qr`, for Y empty; matrices are (..., rows
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxqr._linalg.products import adjoint, matmul
+from jaxqr._linalg.products import adjoint
 from jaxqr.distributed._reduction import AxisName
+
+# Products of one thing that is linear in the tangents and one that is not. JAX keeps the latter for
+# the transpose as it stands in the product: so it stands there as it is, and is not kept twice.
+
+
+def matmul(x: Array, y: Array) -> Array:
+    """X Y."""
+    return jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
+
+
+def adjoint_matmul(x: Array, y: Array) -> Array:
+    """X^H Y for x (..., m, k) and y (..., m, n)."""
+    return jnp.conj(
+        jnp.einsum("...mk,...mn->...kn", x, jnp.conj(y), precision=lax.Precision.HIGHEST)
+    )
 
 
 def right_solve(b: Array, u: Array) -> Array:
@@ -28,5 +43,5 @@ def pushforward(q: Array, r: Array, da: Array, axis_name: AxisName) -> tuple[Arr
     A-bar = (Q-bar + Q S) R^-H.
     """
     dau = right_solve(da, r)
-    w = upper_of_twice_hermitian(lax.psum(matmul(adjoint(q), dau), axis_name))
+    w = upper_of_twice_hermitian(lax.psum(adjoint_matmul(q, dau), axis_name))
     return dau - matmul(q, w), matmul(w, r)
