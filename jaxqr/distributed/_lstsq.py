@@ -44,8 +44,8 @@ def lstsq(
             as that of the value. Both modes work with either.
 
     Returns:
-        x (..., n) or (..., n, nrhs), to the last bit the same on all devices of the axis, and
-        typed so, in the type to which those of a and b promote.
+        x (..., n) or (..., n, nrhs), the same on all devices of the axis and typed so, in the type
+        to which those of a and b promote.
 
     Raises:
         ValueError: as :func:`jaxqr.distributed.tsqr` does; rows or batch axes of a and b do not
