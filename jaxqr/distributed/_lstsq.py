@@ -39,9 +39,9 @@ def lstsq(
         axis_name, reduction: as in :func:`jaxqr.distributed.tsqr`.
         ridge: real and >= 0, a number or one for each matrix of the batch (...,), the same on all
             devices of the axis: minimizes ||A x - b||^2 + ridge ||x||^2. Differentiable.
-        forward_mode: True forms Q, for derivatives in forward mode whose error is eps cond(A)
-            rather than eps cond(A)^2, times cond(A) ||r|| / ||x|| where the residual r is large,
-            as that of the value. Both modes work with either.
+        forward_mode: True forms and keeps Q, and tangents are as accurate as the value; without Q
+            their relative error is about eps cond(A)^2. Gradients are accurate either way, and
+            both modes work with either.
 
     Returns:
         x (..., n) or (..., n, nrhs), the same on all devices of the axis and typed so, in the type
@@ -52,8 +52,8 @@ def lstsq(
             match; ridge is known to be negative.
         TypeError: an argument is not an array of numbers; ridge is complex.
 
-    R of [A | b] holds R of A and Q^H b, so that Q is never formed, and the reduction is that of
-    ``tsqr`` for trapezoids n x (n + nrhs). In reverse mode, with r = b - A x and
+    R of [A | b] holds R of A and Q^H b, so that Q is never formed; what travels are the first n
+    rows of it, n x (n + nrhs) words where ``tsqr`` has n x n. In reverse mode, with r = b - A x and
     z = R^-1 R^-H x-bar,
 
         b-bar = A z        A-bar = r z^H - b-bar x^H        ridge-bar = -Re(z^H x)
