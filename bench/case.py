@@ -24,6 +24,7 @@ class Case:
     shape: tuple[int, ...]  # (..., m, n)
     dtype: str
     file: str = ""  # a Matrix Market file
+    devices: int = 0  # over which the rows lie; 0 where it does not matter
 
     @property
     def matrix(self) -> str:
@@ -32,6 +33,8 @@ class Case:
         size = f"{m} × {n}"
         if self.file:
             return f"{Path(self.file).stem} ({size})"
+        if self.devices:
+            return f"{size} on {self.devices}"
         return f"{math.prod(batch)} of {size}" if batch else size
 
     def __str__(self) -> str:

@@ -16,6 +16,7 @@ from bench.timing import Call, Effort, Samples, interleave
 # Metrics.
 SECONDS, TRACE, COMPILE, FIRST_CALL = "time", "trace", "compile", "first call"
 TEMPORARIES, RESIDUALS, FLOPS, SHARE = "temporaries", "residuals", "flops", "share"
+RECEIVED, PEAK = "received by each device", "held by each device"
 
 MATRIX_PRODUCT = "matrix product"
 

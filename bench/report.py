@@ -11,6 +11,8 @@ from bench.measure import (
     FIRST_CALL,
     FLOPS,
     MATRIX_PRODUCT,
+    PEAK,
+    RECEIVED,
     RESIDUALS,
     SECONDS,
     SHARE,
@@ -257,6 +259,8 @@ UNITS: dict[str, tuple[str, float]] = {
     TEMPORARIES: (" in KiB", 1 / 1024),
     RESIDUALS: (" in KiB", 1 / 1024),
     FLOPS: (" in millions", 1e-6),
+    RECEIVED: (" in KiB", 1 / 1024),
+    PEAK: (" in KiB", 1 / 1024),
     SHARE: (" in percent", 100),
 }
 

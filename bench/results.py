@@ -46,6 +46,8 @@ def load(path: Path) -> Result:
 def _plain(row: Row) -> dict[str, Any]:
     plain = dataclasses.asdict(row)
     plain["case"]["file"] = Path(row.case.file).name
+    if not row.case.devices:
+        del plain["case"]["devices"]
     plain["results"] = {
         name: {metric: [float(f"{x:.5g}") for x in samples] for metric, samples in of.items()}
         for name, of in row.results.items()

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from bench import distributed
 from bench.case import GRADIENT, LQ, LSTSQ, PIVOTED, PULLBACK, QR, R_ALONE, VALUE, Case, read_matrix
 from bench.contestants import (
     JAX,
@@ -20,6 +21,8 @@ from bench.measure import (
     COMPILE,
     FIRST_CALL,
     FLOPS,
+    PEAK,
+    RECEIVED,
     RESIDUALS,
     SECONDS,
     SHARE,
@@ -235,5 +238,18 @@ SUITES = [
         (JAXQR, JAX),
         share_of_limit,
         metrics=(SHARE,),
+    ),
+    Suite(
+        "distributed",
+        "Rows on several devices",
+        "Strong scaling: one matrix on more and more devices. Weak scaling: as many rows on each. "
+        "The devices are the host's, and share its cores: times are worth no more than their "
+        "ratio. Received: the bytes that collectives bring to each device, by the compiled "
+        "program's text; held: arguments, results and temporaries of each device. jaxqr chooses "
+        "between tree and gather; JAX is jnp.linalg.qr of the matrix that is sharded likewise.",
+        distributed.cases,
+        distributed.CONTESTANTS,
+        distributed.scaling,
+        metrics=(SECONDS, RECEIVED, PEAK),
     ),
 ]

@@ -1,0 +1,55 @@
+"""What the functions of this package do to their arguments."""
+
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jaxqr._arguments import as_array, one_of
+from jaxqr.distributed._reduction import REDUCTIONS, AxisName
+
+
+def names_of(axis_name: AxisName) -> tuple[str, ...]:
+    """The axes as a tuple."""
+    return axis_name if isinstance(axis_name, tuple) else (axis_name,)
+
+
+def ridge_of(caller: str, ridge: Any) -> Array | None:
+    """The ridge as an array; None where it is the number 0, which costs nothing."""
+    if isinstance(ridge, numbers.Real) and ridge == 0:
+        return None
+    array = as_array(caller, "ridge", ridge)
+    if jnp.iscomplexobj(array):
+        raise TypeError(f"{caller} expects ridge to be real. Got {array.dtype}.")
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(ridge))
+    if not traced and (np.asarray(ridge) < 0).any():
+        raise ValueError(f"{caller} expects ridge not to be negative. Got {ridge}.")
+    return array
+
+
+def check(caller: str, a: Array, axis_name: AxisName, reduction: str) -> None:
+    """Raises ValueError unless a, the rows of one of the axis's devices, is part of a deep A."""
+    one_of(caller, "reduction", reduction, REDUCTIONS)
+    try:
+        devices = lax.axis_size(axis_name)
+    except NameError:
+        raise ValueError(
+            f"{caller} expects axis_name to be an axis of the jax.shard_map around it. "
+            f"Got {axis_name!r}."
+        ) from None
+    rows, columns = a.shape[-2:]
+    if devices * rows < columns:
+        raise ValueError(
+            f"{caller} expects at least as many rows as columns. Got {devices} devices with "
+            f"{rows} rows each, {devices * rows} in all, of {columns} columns."
+        )
+    if not rows:
+        raise ValueError(f"{caller} expects each device to have rows. Got shape {a.shape}.")
+
+
+def varying(x: Array, axis_name: AxisName) -> Array:
+    """X, typed as different on each device of the axis."""
+    return jnp.where(lax.axis_index(axis_name) >= 0, x, x)
