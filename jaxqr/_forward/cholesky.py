@@ -29,6 +29,7 @@ from jaxqr._linalg.algebra import adjoint, materialized, matmul, project
 from jaxqr._linalg.batching import over_leading_axes
 from jaxqr._linalg.blocked import LONE, Inverted, lower_of_product, lower_sum
 from jaxqr._linalg.phases import with_positive_diagonal
+from jaxqr._linalg.scaling import magnitudes, unit
 
 # The first Q's departure from orthonormality, and the mean condition of the blocks that are
 # inverted: up to here errors are those of Householder's algorithm (tests/test_cholesky.py).
@@ -53,9 +54,44 @@ def qr(a: Array, mode: str) -> tuple[Array, ...]:
 
     if mode == "r":
         return _without_q(by_householder, a)
+
+    def two_passes(a: Array) -> tuple[Array, ...]:
+        sound, *first = over_leading_axes(_first_pass)(a)
+        return sound, *over_leading_axes(_second_pass)(*first)
+
     sound, *first = over_leading_axes(_first_pass)(a)
     out: tuple[Array, ...] = lax.cond(
-        jnp.all(sound), over_leading_axes(_second_pass), by_householder, *(a, *first)
+        jnp.all(sound),
+        lambda a, *first: over_leading_axes(_second_pass)(*first),
+        lambda a, *_: _carefully(two_passes, by_householder, a),
+        *(a, *first),
+    )
+    return out
+
+
+def _carefully(
+    by_blocks: Callable[..., tuple[Array, ...]],
+    by_householder: Callable[..., tuple[Array, ...]],
+    a: Array,
+    *b: Array,
+) -> tuple[Array, ...]:
+    """BY_BLOCKS of A in units of its columns, and ``by_householder`` of each matrix unsound for it.
+
+    The triangular factor is (..., n, n), the last but for what comes of a b. Powers of two change
+    no digit: a matrix that was sound as it is gets the factors that it had.
+    """
+    units = unit(jnp.max(magnitudes(a), axis=-2, keepdims=True)).astype(a.dtype)
+    sound, *factors = by_blocks(a / units, *b)
+    at = len(factors) - 1 - len(b)
+    factors[at] = factors[at] * units
+    each = sound[..., None, None]
+
+    def mixed(factors: list[Array], a: Array, *b: Array) -> tuple[Array, ...]:
+        others = by_householder(a, *b)
+        return tuple(jnp.where(each, x, y) for x, y in zip(factors, others, strict=True))
+
+    out: tuple[Array, ...] = lax.cond(
+        jnp.all(sound), lambda factors, *_: tuple(factors), mixed, factors, a, *b
     )
     return out
 
@@ -75,23 +111,21 @@ def _first_pass(a: Array) -> tuple[Array, ...]:
     return sound & (departure <= _MOST_DEPARTURE), q1, u1, gram
 
 
-def _second_pass(_: Array, q1: Array, u1: Array, gram: Array) -> tuple[Array, Array]:
+def _second_pass(q1: Array, u1: Array, gram: Array) -> tuple[Array, Array]:
     u2 = Inverted.cholesky(gram)
-    return u2.right(q1), jnp.triu(matmul(u2.e, u1))
+    return u2.right(q1), jnp.triu(matmul(u2.u, u1))
 
 
 def _without_q(
     by_householder: Callable[..., tuple[Array, ...]], a: Array, *b: Array
 ) -> tuple[Array, ...]:
-    """U of a (..., m, n), and the first n rows of Q^H B where there is a b.
-
-    Of a batch all is made by the same algorithm.
-    """
-    sound, *out = over_leading_axes(_gram_schmidt)(a, *b)
+    """U of a (..., m, n), and the first n rows of Q^H B where there is a b."""
+    by_blocks = over_leading_axes(_gram_schmidt)
+    sound, *out = by_blocks(a, *b)
     chosen: tuple[Array, ...] = lax.cond(
         jnp.all(sound),
         lambda out, a, b: tuple(out),
-        lambda out, a, b: by_householder(a, *b),
+        lambda out, a, b: _carefully(by_blocks, by_householder, a, *b),
         *(out, a, b),
     )
     return chosen
@@ -109,7 +143,7 @@ def _gram_schmidt(a: Array, *b: Array) -> tuple[Array, ...]:
         u2 = Inverted.cholesky(gram)
         above = u2.adjoint_left(matmul(adjoint(q1), rest))
         product = [u2.adjoint_left(project(q1, x)) for x in b]
-        row = jnp.concatenate([jnp.triu(matmul(u2.e, u1)), above], axis=1)
+        row = jnp.concatenate([jnp.triu(matmul(u2.u, u1)), above], axis=1)
         u = lax.dynamic_update_slice(u, row, (j, j))
         products.append(product)
         above = u2.left(above)
@@ -133,13 +167,17 @@ def _cholesky(a: Array) -> tuple[Array, Inverted, Array]:
     A product with an inverse leaves a residual that grows with the condition of what was inverted,
     where substitution's does not.
     """
-    inverted = Inverted.cholesky(_lower_gram(a))
+    gram = _lower_gram(a)
+    inverted = Inverted.cholesky(gram)
     u = inverted.e
-    sound = jnp.asarray(True)
+    limits = jnp.finfo(gram.dtype)
+    squares = jnp.diagonal(gram).real
+    least, most = float(limits.tiny / limits.eps**2), float(limits.max * limits.eps)
+    sound = jnp.all((least <= squares) & (squares <= most))  # no square left the range of the type
     for i, inverse in enumerate(inverted.inverses):
         size = inverse.shape[-1]
         start = i * inverted.inverses[0].shape[-1]
         block = u[start : start + size, start : start + size]
         condition = jnp.linalg.norm(block) * jnp.linalg.norm(inverse) / size
         sound &= condition <= _MOST_CONDITION  # False for what is not a number
-    return u, inverted, sound
+    return inverted.u, inverted, sound

@@ -25,7 +25,7 @@ from jaxqr._linalg.algebra import (
     summand,
     total,
 )
-from jaxqr._linalg.scaling import column_units
+from jaxqr._linalg.scaling import column_units, unit
 
 _BLOCK = 64, 128  # columns of a diagonal block: half of all, within these
 LONE = 96  # columns up to which LAPACK's Cholesky factorization leaves its threads asleep
@@ -107,6 +107,11 @@ class Inverted(NamedTuple):
         own = k - size * len(inverses)
         return cls(e, (*inverses, last[-own:, -own:]), d)
 
+    @property
+    def u(self) -> Array:
+        """U itself."""
+        return self.e * self.d[None]
+
     @classmethod
     def cholesky(cls, gram: Array) -> "Inverted":
         """The Cholesky factor of gram (k, k), of which the lower triangle is read.
@@ -117,6 +122,8 @@ class Inverted(NamedTuple):
         """
         k = gram.shape[0]
         size = -(-k // -(-k // LONE))  # all blocks alike
+        d = unit(jnp.sqrt(jnp.diagonal(gram).real)).astype(gram.dtype)
+        gram = gram / d[None] / d[:, None]
         u, inverses = jnp.zeros_like(gram), []
         for j in range(0, k, size):
             above = u[:j, j:]
@@ -126,7 +133,7 @@ class Inverted(NamedTuple):
             inverses.append(_inverse(diagonal))
             rest = matmul(adjoint(inverses[-1]), row[:, size:])
             u = lax.dynamic_update_slice(u, jnp.concatenate([diagonal, rest], axis=1), (j, j))
-        return cls(u, tuple(inverses), jnp.ones_like(u, shape=k))
+        return cls(u, tuple(inverses), d)
 
     def left(self, b: Array) -> Array:
         """U^-1 B for b (k, n)."""
@@ -235,7 +242,7 @@ def product_over(x: Array, u: Array, s: Array, v: Array, *, extreme: bool) -> Ar
     factor = inverted._adjoint_right(s)  # times D^-1
     if x.shape[0] < x.shape[1] + v.shape[1]:  # X U^-1 is smaller than what it is multiplied by
         return matmul(inverted.right(x), _beside(factor / d, v))
-    if not extreme:
+    if not extreme and x.ndim == 2:  # of a batch, the division is part of the product's loop
         return matmul(x, inverted.left(_beside(factor / d, v)))
     product = matmul(x, inverted.left(_beside(factor, v)))
     return product / _beside(d, jnp.ones_like(v[:1], shape=(1, *v.shape[1:])))
