@@ -15,10 +15,10 @@ import scipy.io
 from jax import lax
 from jax.lax import stop_gradient
 
-from jaxqr import __main__ as program
-from jaxqr import _longley, _measure
-from jaxqr.__main__ import main
-from jaxqr._differences import differentiate
+from jaxqr import cli
+from jaxqr.cli import main, measuring
+from jaxqr.cli.differences import differentiate
+from jaxqr.cli.longley import CERTIFIED, DESIGN, RESPONSE
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -26,7 +26,7 @@ SHARED = ROOT.parent / "shared" / "data"
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(_measure, "_TIMING_SECONDS", 0.0)
+    monkeypatch.setattr(measuring, "_TIMING_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_derivatives_follow_the_leading_columns_and_rows(run, matrix):
 def test_ranks_are_those_of_the_type(run):
     _, printed, _ = run("--dtype", "float32")
     (longley,) = printed["matrices"]
-    assert longley["rank"] == np.linalg.matrix_rank(_longley.DESIGN.astype("float32")) == 6
+    assert longley["rank"] == np.linalg.matrix_rank(DESIGN.astype("float32")) == 6
     assert longley["factorizations"][-1]["name"] == "pivoted_qr rank=6"
     assert longley["factorizations"][-1]["jaxqr"]["gradient"] == "right"
 
@@ -279,8 +279,8 @@ def _faulty(fault):
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5)])
 def test_wrong_gradients_are_called_wrong(run, matrix, monkeypatch, fault, shape):
-    monkeypatch.setattr(_measure, "_cases", _only_qr)
-    monkeypatch.setattr(_measure, "qr", _faulty(fault))
+    monkeypatch.setattr(measuring, "_cases", _only_qr)
+    monkeypatch.setattr(measuring, "qr", _faulty(fault))
     _, printed, _ = run(matrix("a", _random(*shape, dtype="complex128")))
     (qr,) = printed["matrices"][0]["factorizations"]
     assert qr["jaxqr"]["gradient"] == "wrong"
@@ -298,8 +298,8 @@ _conjugating.defvjp(lambda a: (a, None), lambda _, gradient: (gradient.conj(),))
 
 def test_conjugated_gradients_are_called_wrong(run, matrix, monkeypatch):
     """The trap of complex rules: a gradient that is right along every real direction."""
-    monkeypatch.setattr(_measure, "_cases", _only_qr)
-    monkeypatch.setattr(_measure, "qr", lambda a: jnp.linalg.qr(_conjugating(a)))
+    monkeypatch.setattr(measuring, "_cases", _only_qr)
+    monkeypatch.setattr(measuring, "qr", lambda a: jnp.linalg.qr(_conjugating(a)))
     _, printed, _ = run(matrix("a", _random(5, 3, dtype="complex128")))
     (qr,) = printed["matrices"][0]["factorizations"]
     assert qr["jaxqr"]["gradient"] == "wrong"
@@ -307,15 +307,15 @@ def test_conjugated_gradients_are_called_wrong(run, matrix, monkeypatch):
 
 @pytest.mark.parametrize("fault", ["all of Q", "all of R"])
 def test_ill_conditioning_hides_no_fault(run, monkeypatch, fault):
-    monkeypatch.setattr(_measure, "_cases", _only_qr)
-    monkeypatch.setattr(_measure, "qr", _faulty(fault))
+    monkeypatch.setattr(measuring, "_cases", _only_qr)
+    monkeypatch.setattr(measuring, "qr", _faulty(fault))
     _, printed, _ = run()
     (qr,) = printed["matrices"][0]["factorizations"]
     assert qr["jaxqr"]["gradient"] == "wrong"
 
 
 def _only_qr(k, rank, columns, rows):
-    return [_measure._Case("qr", columns, k, False, _measure.qr, jnp.linalg.qr)]
+    return [measuring._Case("qr", columns, k, False, measuring.qr, jnp.linalg.qr)]
 
 
 def test_nothing_is_claimed_where_rounding_hides_it(run, matrix):
@@ -332,7 +332,7 @@ def test_what_jax_cannot_do_does_not_stop_us(run, matrix, monkeypatch, capsys):
     def unavailable(a):
         raise NotImplementedError("no such algorithm here")
 
-    monkeypatch.setattr(_measure, "_jax_pivoted_qr", unavailable)
+    monkeypatch.setattr(measuring, "_jax_pivoted_qr", unavailable)
     path = matrix("a", _real(6, 3))
     status, printed, err = run(path)
     assert (status, err) == (0, "")
@@ -344,8 +344,8 @@ def test_what_jax_cannot_do_does_not_stop_us(run, matrix, monkeypatch, capsys):
 
 
 def test_numbers_that_json_cannot_say_are_null(run, matrix, monkeypatch):
-    monkeypatch.setattr(_measure, "_cases", _only_qr)
-    monkeypatch.setattr(_measure, "qr", lambda a: [jnp.nan * x for x in jnp.linalg.qr(a)])
+    monkeypatch.setattr(measuring, "_cases", _only_qr)
+    monkeypatch.setattr(measuring, "qr", lambda a: [jnp.nan * x for x in jnp.linalg.qr(a)])
     _, printed, _ = run(matrix("a", _real(6, 3)))
     (qr,) = printed["matrices"][0]["factorizations"]
     assert qr["jaxqr"]["residual"] is None
@@ -448,7 +448,7 @@ def test_interrupt_ends_without_a_traceback(monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(program, "measure", interrupted)
+    monkeypatch.setattr(cli, "measure", interrupted)
     assert main([]) == 130
 
 
@@ -465,7 +465,7 @@ def test_a_closed_pipe_ends_it_quietly():
 
 def test_runs_are_timed_in_turns(monkeypatch):
     order = []
-    medians = _measure._interleaved_medians([lambda: order.append(0), lambda: order.append(1)])
+    medians = measuring._interleaved_medians([lambda: order.append(0), lambda: order.append(1)])
     assert order == [0, 1] * 3
     assert len(medians) == 2
     assert all(median > 0 for median in medians)
@@ -502,15 +502,15 @@ def test_differences_are_the_derivative(m, n, k, condition):
 
 
 def test_longley_gives_the_certified_coefficients():
-    rows = [[Fraction(x) for x in row] for row in _longley.DESIGN.tolist()]
-    response = [Fraction(y) for y in _longley.RESPONSE.tolist()]
+    rows = [[Fraction(x) for x in row] for row in DESIGN.tolist()]
+    response = [Fraction(y) for y in RESPONSE.tolist()]
     columns = list(zip(*rows, strict=True))
     gram = [
         [sum(x * y for x, y in zip(left, right, strict=True)) for right in (*columns, response)]
         for left in columns
     ]
     solution = _solve(gram)
-    np.testing.assert_allclose([float(x) for x in solution], _longley.CERTIFIED, rtol=2e-14)
+    np.testing.assert_allclose([float(x) for x in solution], CERTIFIED, rtol=2e-14)
 
 
 def _solve(augmented):

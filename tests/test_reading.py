@@ -11,7 +11,7 @@ import scipy.sparse
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from jaxqr._matrix_market import MatrixMarketError, read
+from jaxqr.cli.reading import MatrixMarketError, read
 
 BANNER = "%%MatrixMarket matrix "
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -19,10 +19,8 @@ import jax.scipy.linalg
 import numpy as np
 import numpy.typing as npt
 
-from jaxqr._differences import Differences, differentiate, normal, phases
-from jaxqr._lq import lq
-from jaxqr._pivoted import pivoted_qr
-from jaxqr._qr import qr
+from jaxqr import lq, pivoted_qr, qr
+from jaxqr.cli.differences import Differences, differentiate, normal, phases
 
 DIRECTIONS = 3
 """How many random directions a gradient is checked along."""
