@@ -25,10 +25,11 @@ With no file: Longley's regression data (16 x 7), which are built in.
 
 _EPILOG = """\
 Files are dense (array) or sparse (coordinate); real, complex, integer or pattern;
-general, symmetric, skew-symmetric or hermitian. Repeated coordinates are summed.
+general, symmetric, skew-symmetric or hermitian; as they are or compressed (.gz,
+.bz2). Repeated coordinates are summed.
 
-A file that cannot be read is told in one line, FILE:LINE: what was expected, what
-came. The others are still done, and the exit status is 2.
+A file that cannot be read is told in one line, FILE:LINE: why. The others are
+still done, and the exit status is 2.
 
 --json prints one object. Numbers that do not exist or are not finite are null.
   jaxqr, jax, platform  versions, and what the factorizations ran on
