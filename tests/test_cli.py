@@ -1,9 +1,12 @@
 """The command line: what it says of real matrices, of broken files and of wrong gradients."""
 
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,8 +18,10 @@ import scipy.io
 from jax import lax
 from jax.lax import stop_gradient
 
+import jaxqr
 from jaxqr import cli
 from jaxqr.cli import main, measuring
+from jaxqr.cli import progress as cli_progress
 from jaxqr.cli.differences import differentiate
 from jaxqr.cli.longley import CERTIFIED, DESIGN, RESPONSE
 
@@ -352,6 +357,29 @@ def test_numbers_that_json_cannot_say_are_null(run, matrix, monkeypatch):
     assert qr["jaxqr"]["gradient"] == "not finite"
 
 
+# The exit status.
+
+
+def test_a_wrong_gradient_is_the_exit_status(run, matrix, monkeypatch):
+    monkeypatch.setattr(measuring, "_cases", _only_qr)
+    monkeypatch.setattr(measuring, "qr", _faulty("all of Q"))
+    wrong = matrix("a", _real(6, 3))
+    status, printed, _ = run(wrong)
+    assert printed["matrices"][0]["factorizations"][0]["jaxqr"]["gradient"] == "wrong"
+    assert status == 1
+    assert run(wrong, "missing.mtx")[0] == 2
+    monkeypatch.setattr(measuring, "qr", jnp.linalg.qr)
+    assert run(wrong)[0] == 0
+
+
+def test_a_wrong_gradient_of_jax_is_not_ours(run, matrix, monkeypatch):
+    case = measuring._Case("qr", 3, 3, False, jnp.linalg.qr, _faulty("all of Q"))
+    monkeypatch.setattr(measuring, "_cases", lambda *_: [case])
+    status, printed, _ = run(matrix("a", _real(6, 3)))
+    assert printed["matrices"][0]["factorizations"][0]["jax"]["gradient"] == "wrong"
+    assert status == 0
+
+
 # Files that cannot be read.
 
 
@@ -382,6 +410,61 @@ def test_bad_files_are_told_and_the_others_done(tmp_path, matrix, capsys, run):
     )
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate\n9 TiB"),
+        MemoryError(),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+    ],
+)
+def test_what_does_not_fit_in_memory_is_left_out(matrix, run, monkeypatch, error):
+    large, small = matrix("large", _real(6, 3)), matrix("small", _real(3, 3))
+
+    def measure(a, progress):
+        progress("lq")
+        if len(a) == 6:
+            raise error
+        return _empty_report()
+
+    monkeypatch.setattr(cli, "measure", measure)
+    status, printed, err = run(large, small)
+    assert status == 2
+    assert [m["name"] for m in printed["matrices"]] == [small]
+    (refused,) = printed["errors"]
+    assert (refused["file"], refused["line"]) == (large, None)
+    reason = " ".join(str(error).split()) or "MemoryError"
+    assert refused["message"] == f"does not fit in memory (lq): {reason}"
+    assert err == f"{large}: {refused['message']}\n"
+
+
+def test_a_sparse_file_too_large_is_left_out(tmp_path, matrix, run):
+    path = tmp_path / "huge.mtx"
+    path.write_text("%%MatrixMarket matrix coordinate real general\n1000000 1000000 0\n")
+    status, printed, err = run(str(path), matrix("a", _real(6, 3)))
+    assert (status, len(printed["matrices"])) == (2, 1)
+    assert err.endswith("got 1000000 x 1000000, 7.45e+03 GiB\n")
+    assert err.startswith(f"{path}:2: expected at most ")
+
+
+def test_other_errors_of_jax_are_not_hidden(monkeypatch):
+    def measure(a, progress):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    monkeypatch.setattr(cli, "measure", measure)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+        main([])
+
+
+def test_standard_input(monkeypatch, run):
+    content = b"%%MatrixMarket matrix array real general\n1 1\n3\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    status, printed, _ = run("-")
+    assert (status, printed["matrices"][0]["name"]) == (0, "<stdin>")
+    status, printed, err = run("-")  # read already
+    assert (status, printed["matrices"], err[:10]) == (2, [], "<stdin>:1:")
+
+
 def test_only_bad_files_leave_stdout_empty(capsys):
     assert main(["no such file"]) == 2
     assert capsys.readouterr().out == ""
@@ -397,6 +480,13 @@ def test_complex_file_in_a_real_type(matrix, capsys):
 def test_an_odd_file_name_stays_on_one_line(capsys):
     assert main(["a\nb\x1b[1m\udcff.mtx"]) == 2
     assert capsys.readouterr().err.startswith(r"a\nb\x1b[1m\udcff.mtx:1: expected")
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"jaxqr {jaxqr.__version__}\n"
 
 
 @pytest.mark.parametrize("arguments", [["--dtype", "int8"], ["--loud"]])
@@ -444,12 +534,64 @@ def test_64_bit_types_are_enabled_only_inside(matrix):
     assert (jnp.zeros(()).dtype, jax.config.jax_enable_x64) == before
 
 
-def test_interrupt_ends_without_a_traceback(monkeypatch):
-    def interrupted(*_):
+def test_silence_ends_on_long_work(matrix, capsys, monkeypatch):
+    def slow(a, progress):
+        progress("qr")
+        time.sleep(0.5)
+        return _empty_report()
+
+    monkeypatch.setattr(cli, "measure", slow)
+    monkeypatch.setattr(cli_progress, "PATIENCE", 0.1)
+    path = matrix("a", _real(6, 3))
+    assert main([path]) == 0
+    # After 0.1 and 0.3 seconds; a slow machine may miss the second.
+    lines = capsys.readouterr().err.splitlines()
+    assert 1 <= len(lines) <= 2
+    assert set(lines) == {f"[1/1] {path}: qr ..."}
+
+
+def _empty_report():
+    return measuring.Report((0, 0), "float64", 0.0, None, 0, 0, 0, [])
+
+
+def test_interrupt_ends_without_a_traceback(monkeypatch, capsys):
+    def interrupted(a, progress):
+        progress("qr")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "measure", interrupted)
     assert main([]) == 130
+    assert capsys.readouterr().err == "interrupted while doing [1/1] Longley: qr\n"
+
+
+_DEAF = """
+import hashlib, sys
+import jaxqr
+from jaxqr import cli
+
+def deaf(a, progress):
+    progress("compiled code")
+    print("begun", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes, and no bytecode between
+
+cli.measure = deaf
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_interrupt_is_heard_in_compiled_code():
+    command = [sys.executable, "-c", _DEAF]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
+        try:
+            assert process.stdout.readline() == "begun\n"
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert err == "interrupted while doing [1/1] Longley: compiled code\n"
 
 
 def test_a_closed_pipe_ends_it_quietly():

@@ -15,7 +15,7 @@ import numpy as np
 
 import jaxqr
 from jaxqr.cli import longley, reading, tables
-from jaxqr.cli.measuring import measure
+from jaxqr.cli.measuring import Report, measure
 from jaxqr.cli.progress import Progress
 from jaxqr.cli.reading import MatrixMarketError
 
@@ -29,8 +29,13 @@ Files are dense (array) or sparse (coordinate); real, complex, integer or patter
 general, symmetric, skew-symmetric or hermitian; as they are or compressed (.gz,
 .bz2). Repeated coordinates are summed.
 
-A file that cannot be read is told in one line, FILE:LINE: why. The others are
-still done, and the exit status is 2.
+FILE may be -, standard input.
+
+A file that cannot be read, or does not fit in memory, is told in one line,
+FILE:LINE: why. The others are still done.
+
+The exit status is 0; 1 if a gradient of jaxqr is wrong; 2 if a file was left out
+or the arguments are wrong; 130 if interrupted.
 
 --json prints one object. Numbers that do not exist or are not finite are null.
   jaxqr, jax, platform  versions, and what the factorizations ran on
@@ -56,7 +61,7 @@ still done, and the exit status is 2.
         gradient_error  largest error against central differences
         value_seconds, gradient_seconds
                         median time of the factors; of a loss and its gradient
-  errors                a list of file, line, message
+  errors                a list of file, line (null if it is of no line), message
 """
 
 
@@ -74,12 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, by default those of the process.
 
     Returns:
-        The exit status: 0; 2 if a file could not be read.
+        The exit status: 0; 1 if a gradient of jaxqr is wrong; 2 if a file could not be read or
+        does not fit in memory; 130 if interrupted. An interrupt ends the process where the work
+        cannot be ended alone.
     """
     arguments = _parser().parse_args(argv)
     try:
-        with jax.enable_x64(True):
-            return _run(_sources(arguments.files), arguments.dtype, arguments.json)
+        return _run(_sources(arguments.files), arguments.dtype, arguments.json)
     except BrokenPipeError:
         # The reader has seen enough (| head). Python would complain once more when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -95,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"jaxqr {jaxqr.__version__}")
     parser.add_argument("files", nargs="*", metavar="FILE.mtx", help="Matrix Market files")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument(
@@ -108,25 +115,37 @@ def _parser() -> argparse.ArgumentParser:
 def _sources(files: Sequence[str]) -> list[_Source]:
     if not files:
         return [_Source("Longley", lambda dtype: longley.DESIGN.astype(dtype or np.float64))]
-    return [_Source(file, functools.partial(reading.read, file)) for file in files]
+    return [
+        _Source("<stdin>" if file == "-" else file, functools.partial(reading.read, file))
+        for file in files
+    ]
 
 
 def _run(sources: list[_Source], dtype: str | None, as_json: bool) -> int:
     busy = _busy()
+    reports: list[Report] = []
     matrices: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
     for i, source in enumerate(sources):
         progress = Progress(f"[{i + 1}/{len(sources)}] {_printable(source.name)}")
         try:
-            progress("reading")
-            report = measure(source.load(dtype), progress)
-        except MatrixMarketError as error:
+            report = progress.during(functools.partial(_measured, source, dtype, progress))
+        except (MatrixMarketError, MemoryError, jax.errors.JaxRuntimeError) as error:
             progress.clear()
-            print(_printable(str(error)), file=sys.stderr)
-            errors.append({"file": error.path, "line": error.line, "message": error.message})
+            errors.append(_refusal(source.name, error, progress.doing))
+            place = [str(errors[-1][key]) for key in ("file", "line") if errors[-1][key]]
+            print(_printable(f"{':'.join(place)}: {errors[-1]['message']}"), file=sys.stderr)
             continue
+        except KeyboardInterrupt:
+            progress.clear()
+            print(f"interrupted while doing {progress}", file=sys.stderr, flush=True)
+            if progress.busy:  # in compiled code perhaps, and Python would wait for it
+                sys.stdout.flush()
+                os._exit(130)
+            return 130
         finally:
             progress.clear()
+        reports.append(report)
         matrices.append({"name": source.name, **dataclasses.asdict(report)})
         if not as_json:
             print(tables.table(_printable(source.name), report), flush=True)
@@ -135,7 +154,24 @@ def _run(sources: list[_Source], dtype: str | None, as_json: bool) -> int:
     elif matrices:
         versions = "jaxqr {jaxqr}, JAX {jax}, {platform}".format(**_versions())
         print(tables.LEGEND + versions + busy, flush=True)
-    return 2 if errors else 0
+    wrong = any(f.jaxqr.gradient == "wrong" for report in reports for f in report.factorizations)
+    return 2 if errors else int(wrong)
+
+
+def _measured(source: _Source, dtype: str | None, progress: Progress) -> Report:
+    with jax.enable_x64(True):  # which holds for one thread
+        progress("reading")
+        return measure(source.load(dtype), progress)
+
+
+def _refusal(name: str, error: Exception, doing: str) -> dict[str, Any]:
+    """Tell why a file is left out, and the next one done."""
+    if isinstance(error, MatrixMarketError):
+        return {"file": error.path, "line": error.line, "message": error.message}
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return {"file": name, "line": None, "message": f"does not fit in memory ({doing}): {reason}"}
 
 
 def _versions() -> dict[str, str]:
