@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
@@ -32,6 +33,7 @@ SHARED = ROOT.parent / "shared" / "data"
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(measuring, "_TIMING_SECONDS", 0.0)
+    monkeypatch.setenv("COLUMNS", "80")
 
 
 @pytest.fixture
@@ -92,6 +94,22 @@ def test_longley_is_the_table_without_a_file(capsys):
     assert max(map(len, lines)) <= 80
     assert out.isascii()
     assert err == ""
+
+
+def test_the_table_fits_sixty_columns(capsys, monkeypatch):
+    assert main([]) == 0
+    wide = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(os, "getloadavg", lambda: (1e3, 1e3, 1e3), raising=False)
+    assert main([]) == 0
+    narrow = capsys.readouterr().out
+    assert max(map(len, narrow.splitlines())) <= 60
+    words = set(wide.partition("load")[0].split())
+    assert {word for word in words if word[0].isalpha()} <= {"ms", "us", "s", *narrow.split()}
+    rows = [line.split() for line in narrow.splitlines() if line.startswith("  qr ")]
+    assert [len(row) for row in rows] == [6, 6]
+    assert rows[0][4] == "right"
+    assert rows[1][3] in ("s", "ms", "us")
 
 
 def test_json_has_the_documented_keys_and_no_others(run, capsys):
@@ -249,6 +267,34 @@ def test_small_and_extreme_matrices(tmp_path, run, a):
     for factorization in printed["matrices"][0]["factorizations"]:
         assert factorization["jaxqr"]["gradient"] == expected
         assert factorization["jaxqr"]["residual"] < 1e-15
+
+
+SIZES = [(t, s) for t in ("float64", "complex128") for s in (1e300, 1e-300)]
+SIZES += [("float64", 1.2e308), ("float32", 1e30), ("float32", 1e-30)]
+
+
+@pytest.mark.parametrize(("dtype", "size"), SIZES)
+def test_norms_and_residuals_at_extreme_sizes(run, matrix, capsys, dtype, size):
+    unit = _random(6, 3, "complex128") if dtype == "complex128" else _real(6, 3)
+    u, _, vh = np.linalg.svd(unit, full_matrices=False)
+    unit = u * [1, 0.9, 0.8] @ vh  # of 2-norm one: no entry of a factor is larger
+    path = matrix("a", size * unit)
+    _, printed, _ = run("--dtype", dtype, path)
+    (measured,) = printed["matrices"]
+    expected = Decimal(size) * Decimal(float(np.linalg.norm(unit)))
+    beyond = size > 1e300  # LAPACK adds two such numbers: only the norm is to be had
+    if beyond:
+        assert measured["norm"] is None
+    else:
+        assert measured["norm"] == pytest.approx(float(expected), rel=1e-6)
+    eps = np.finfo(dtype).eps
+    assert (measured["rank"], measured["leading_rows_rank"]) == (3, 3)
+    assert measured["condition"] == pytest.approx(1.25, rel=1e-5)
+    for factorization in measured["factorizations"] if not beyond else []:
+        assert 0 < factorization["jaxqr"]["residual"] < 10 * eps
+        assert 0 < factorization["jaxqr"]["orthogonality"] < 30 * eps
+    main(["--dtype", dtype, path])
+    assert f", norm {expected:.1e}, condition" in capsys.readouterr().out
 
 
 # A check that passes a wrong gradient is none. Faults keep the values and spoil the gradient.
@@ -551,7 +597,7 @@ def test_silence_ends_on_long_work(matrix, capsys, monkeypatch):
 
 
 def _empty_report():
-    return measuring.Report((0, 0), "float64", 0.0, None, 0, 0, 0, [])
+    return measuring.Report((0, 0), "float64", Decimal(0), None, 0, 0, 0, [])
 
 
 def test_interrupt_ends_without_a_traceback(monkeypatch, capsys):

@@ -6,8 +6,10 @@ import functools
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +43,7 @@ or the arguments are wrong; 130 if interrupted.
   jaxqr, jax, platform  versions, and what the factorizations ran on
   matrices              a list of
     name, shape, dtype  dtype is the type that was computed in
-    norm                Frobenius norm
+    norm                Frobenius norm; null beyond 1.8e308
     rank, condition     numerical rank; condition number, if the rank is full
     leading_columns_rank, leading_rows_rank
                         ranks of the first min(m, n) columns and rows
@@ -122,7 +124,7 @@ def _sources(files: Sequence[str]) -> list[_Source]:
 
 
 def _run(sources: list[_Source], dtype: str | None, as_json: bool) -> int:
-    busy = _busy()
+    busy, width = _busy(), shutil.get_terminal_size().columns
     reports: list[Report] = []
     matrices: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
@@ -148,12 +150,12 @@ def _run(sources: list[_Source], dtype: str | None, as_json: bool) -> int:
         reports.append(report)
         matrices.append({"name": source.name, **dataclasses.asdict(report)})
         if not as_json:
-            print(tables.table(_printable(source.name), report), flush=True)
+            print(tables.table(_printable(source.name), report, width), flush=True)
     if as_json:
         print(_json({**_versions(), "matrices": matrices, "errors": errors}), flush=True)
     elif matrices:
         versions = "jaxqr {jaxqr}, JAX {jax}, {platform}".format(**_versions())
-        print(tables.LEGEND + versions + busy, flush=True)
+        print(tables.legend(width) + versions + busy, flush=True)
     wrong = any(f.jaxqr.gradient == "wrong" for report in reports for f in report.factorizations)
     return 2 if errors else int(wrong)
 
@@ -196,11 +198,13 @@ def _json(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """Replace what JSON has no word for, nan and inf, by None."""
+    """Replace what JSON has no word for, nan and inf, by None, also where a decimal overflows."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
+    if isinstance(value, Decimal):
+        value = float(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
