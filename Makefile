@@ -35,7 +35,12 @@ $(VENV)/.test: EXTRA := [test]
 $(VENV)/.dev: EXTRA := [dev]
 $(VENV)/.bench: EXTRA := [bench]
 
+# Before anything is made: code that the oldest Python can read, and one line from it.
+OLD_ENOUGH := import sys; v = sys.version_info; v >= (3, 11) or sys.exit("jaxqr needs Python 3.11 \
+or newer, $(PYTHON) is %d.%d: make $(or $(MAKECMDGOALS),run) PYTHON=python3.12" % v[:2])
+
 $(VENV)/.%: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || $(PYTHON) -c '$(OLD_ENOUGH)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	$(BIN)/python -m pip install --quiet --editable '.$(EXTRA)'
 	touch $@

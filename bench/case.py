@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxqr import _matrix_market
+from jaxqr.cli import reading
 
 # What is computed.
 QR, R_ALONE, LQ, PIVOTED, LSTSQ = "qr", "qr, mode r", "lq", "pivoted_qr", "lstsq"
@@ -78,4 +78,4 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.
 @functools.cache
 def read_matrix(path: str) -> np.ndarray:
     """The dense matrix in a Matrix Market file."""
-    return _matrix_market.read(path)
+    return reading.read(path)

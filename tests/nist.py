@@ -6,7 +6,7 @@ National Institute of Standards and Technology at https://www.itl.nist.gov/div89
 
 import numpy as np
 
-from jaxqr import _longley
+from jaxqr.cli.longley import CERTIFIED, DESIGN, RESPONSE
 
 # x, y
 _FILIP = """
@@ -59,7 +59,7 @@ def _numbers(text: str) -> np.ndarray:
 
 def longley() -> Problem:
     """Employment in the United States on six economic series and a constant: 16 x 7."""
-    return _longley.DESIGN, _longley.RESPONSE, _longley.CERTIFIED
+    return DESIGN, RESPONSE, CERTIFIED
 
 
 def filip() -> Problem:

@@ -7,10 +7,12 @@ factorization under test has put them.
 """
 
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -19,10 +21,8 @@ import jax.scipy.linalg
 import numpy as np
 import numpy.typing as npt
 
-from jaxqr._differences import Differences, differentiate, normal, phases
-from jaxqr._lq import lq
-from jaxqr._pivoted import pivoted_qr
-from jaxqr._qr import qr
+from jaxqr import lq, pivoted_qr, qr
+from jaxqr.cli.differences import Differences, differentiate, normal, phases
 
 DIRECTIONS = 3
 """How many random directions a gradient is checked along."""
@@ -73,11 +73,14 @@ class Factorization:
 
 @dataclass(frozen=True)
 class Report:
-    """One matrix and its factorizations. Ranks are numerical ranks in the matrix's own type."""
+    """One matrix and its factorizations. Ranks are numerical ranks in the matrix's own type.
+
+    `norm` may be beyond the largest float: that of a matrix of entries 1e308 is.
+    """
 
     shape: tuple[int, int]
     dtype: str
-    norm: float
+    norm: Decimal
     condition: float | None
     rank: int
     leading_columns_rank: int
@@ -123,6 +126,7 @@ def measure(a: _Array, progress: Callable[[str], None]) -> Report:
         The report.
     """
     k = min(a.shape)
+    relative, scale = _scaled(a)
     progress("rank")
     rank, condition = _rank_and_condition(a)
     columns = rank if a.shape[1] == k else _rank_and_condition(a[:, :k])[0]
@@ -135,7 +139,7 @@ def measure(a: _Array, progress: Callable[[str], None]) -> Report:
     return Report(
         shape=(a.shape[0], a.shape[1]),
         dtype=str(a.dtype),
-        norm=_norm(_double(a)),
+        norm=Decimal(scale) * Decimal(_norm(relative)),
         condition=condition,
         rank=rank,
         leading_columns_rank=columns,
@@ -227,20 +231,23 @@ def _trial(
 ) -> _Trial:
     run = functools.partial(_compiled(factorize), jnp.asarray(a))
     first, second, *permutation = (_double(np.asarray(output)) for output in run())
-    factors = _as_qr(case, (first, second))
+    # A and R in units of `scale`, so that no square overflows or vanishes.
+    relative, scale = _scaled(a)
+    q, r = _as_qr(case, (first, second))
+    factors = q, r / scale
     columns = tuple(permutation[0].astype(int).tolist()) if permutation else ()
     differences = find_differences(columns)
-    weights = _weights(factors, differences)
-    arguments = (weight.astype(a.dtype) for weight in _as_qr(case, weights))
+    w, z = weights = _weights(factors, differences)
+    arguments = (weight.astype(a.dtype) for weight in _as_qr(case, (w, z / scale)))
     run_gradient = functools.partial(_compiled_gradient(factorize), jnp.asarray(a), *arguments)
-    found = _double(np.asarray(run_gradient()[1]))
+    found = _double(np.asarray(run_gradient()[1])) * scale
     error = None
     if differences and np.isfinite(found).all():
         found_in_b = _as_b(case, found.conj(), columns)
         error = _gradient_error(found_in_b, factors, weights, differences)
     tolerance = _tolerance(a, differences)
     verdict = _verdict(found, error, tolerance)
-    errors = _factor_errors(_as_b(case, _double(a), columns), factors)
+    errors = _factor_errors(_as_b(case, relative, columns), factors)
     return _Trial(*errors, verdict, error, tolerance, run, run_gradient)
 
 
@@ -268,7 +275,7 @@ def _factor_errors(b: _Array, factors: _Pair) -> tuple[float, float]:
 def _differences(case: _Case, a: _Array, columns: tuple[int, ...]) -> Differences | None:
     if case.rank < case.needed or a.size == 0:
         return None
-    b = _as_b(case, _double(a), columns)
+    b = _as_b(case, _scaled(a)[0], columns)
     return differentiate(b, case.needed, DIRECTIONS, np.random.default_rng(0))
 
 
@@ -346,7 +353,7 @@ def _rank_and_condition(a: _Array) -> tuple[int, float | None]:
     """Count singular values as numpy.linalg.matrix_rank does in the type of a."""
     if a.size == 0:
         return 0, None
-    singular = np.linalg.svd(_double(a), compute_uv=False)
+    singular = np.linalg.svd(_scaled(a)[0], compute_uv=False)
     tolerance = singular[0] * max(a.shape) * np.finfo(a.dtype).eps
     rank = int(np.sum(singular > tolerance))
     return rank, float(singular[0] / singular[-1]) if rank == len(singular) else None
@@ -356,6 +363,13 @@ def _double(a: _Array) -> _Array:
     return a.astype(np.complex128 if a.dtype.kind == "c" else np.float64)
 
 
+def _scaled(a: _Array) -> tuple[_Array, float]:
+    """Divide by a power of two, so that the largest part of an entry is from 1 to 2."""
+    double = _double(a)
+    largest = max(float(np.max(np.abs(x), initial=0.0)) for x in (double.real, double.imag)) or 1.0
+    scale = math.ldexp(1.0, max(math.frexp(largest)[1] - 1, -1022))  # 1 / scale is finite
+    return double / scale, scale
+
+
 def _norm(a: _Array) -> float:
-    largest = float(np.max(np.abs(a), initial=0.0)) or 1.0
-    return largest * float(np.linalg.norm(a / largest))
+    return float(np.linalg.norm(a))

@@ -1,9 +1,13 @@
 """The command line: what it says of real matrices, of broken files and of wrong gradients."""
 
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,10 +19,12 @@ import scipy.io
 from jax import lax
 from jax.lax import stop_gradient
 
-from jaxqr import __main__ as program
-from jaxqr import _longley, _measure
-from jaxqr.__main__ import main
-from jaxqr._differences import differentiate
+import jaxqr
+from jaxqr import cli
+from jaxqr.cli import main, measuring
+from jaxqr.cli import progress as cli_progress
+from jaxqr.cli.differences import differentiate
+from jaxqr.cli.longley import CERTIFIED, DESIGN, RESPONSE
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -26,7 +32,8 @@ SHARED = ROOT.parent / "shared" / "data"
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(_measure, "_TIMING_SECONDS", 0.0)
+    monkeypatch.setattr(measuring, "_TIMING_SECONDS", 0.0)
+    monkeypatch.setenv("COLUMNS", "80")
 
 
 @pytest.fixture
@@ -87,6 +94,22 @@ def test_longley_is_the_table_without_a_file(capsys):
     assert max(map(len, lines)) <= 80
     assert out.isascii()
     assert err == ""
+
+
+def test_the_table_fits_sixty_columns(capsys, monkeypatch):
+    assert main([]) == 0
+    wide = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(os, "getloadavg", lambda: (1e3, 1e3, 1e3), raising=False)
+    assert main([]) == 0
+    narrow = capsys.readouterr().out
+    assert max(map(len, narrow.splitlines())) <= 60
+    words = set(wide.partition("load")[0].split())
+    assert {word for word in words if word[0].isalpha()} <= {"ms", "us", "s", *narrow.split()}
+    rows = [line.split() for line in narrow.splitlines() if line.startswith("  qr ")]
+    assert [len(row) for row in rows] == [6, 6]
+    assert rows[0][4] == "right"
+    assert rows[1][3] in ("s", "ms", "us")
 
 
 def test_json_has_the_documented_keys_and_no_others(run, capsys):
@@ -199,7 +222,7 @@ def test_derivatives_follow_the_leading_columns_and_rows(run, matrix):
 def test_ranks_are_those_of_the_type(run):
     _, printed, _ = run("--dtype", "float32")
     (longley,) = printed["matrices"]
-    assert longley["rank"] == np.linalg.matrix_rank(_longley.DESIGN.astype("float32")) == 6
+    assert longley["rank"] == np.linalg.matrix_rank(DESIGN.astype("float32")) == 6
     assert longley["factorizations"][-1]["name"] == "pivoted_qr rank=6"
     assert longley["factorizations"][-1]["jaxqr"]["gradient"] == "right"
 
@@ -246,6 +269,34 @@ def test_small_and_extreme_matrices(tmp_path, run, a):
         assert factorization["jaxqr"]["residual"] < 1e-15
 
 
+SIZES = [(t, s) for t in ("float64", "complex128") for s in (1e300, 1e-300)]
+SIZES += [("float64", 1.2e308), ("float32", 1e30), ("float32", 1e-30)]
+
+
+@pytest.mark.parametrize(("dtype", "size"), SIZES)
+def test_norms_and_residuals_at_extreme_sizes(run, matrix, capsys, dtype, size):
+    unit = _random(6, 3, "complex128") if dtype == "complex128" else _real(6, 3)
+    u, _, vh = np.linalg.svd(unit, full_matrices=False)
+    unit = u * [1, 0.9, 0.8] @ vh  # of 2-norm one: no entry of a factor is larger
+    path = matrix("a", size * unit)
+    _, printed, _ = run("--dtype", dtype, path)
+    (measured,) = printed["matrices"]
+    expected = Decimal(size) * Decimal(float(np.linalg.norm(unit)))
+    beyond = size > 1e300  # LAPACK adds two such numbers: only the norm is to be had
+    if beyond:
+        assert measured["norm"] is None
+    else:
+        assert measured["norm"] == pytest.approx(float(expected), rel=1e-6)
+    eps = np.finfo(dtype).eps
+    assert (measured["rank"], measured["leading_rows_rank"]) == (3, 3)
+    assert measured["condition"] == pytest.approx(1.25, rel=1e-5)
+    for factorization in measured["factorizations"] if not beyond else []:
+        assert 0 < factorization["jaxqr"]["residual"] < 10 * eps
+        assert 0 < factorization["jaxqr"]["orthogonality"] < 30 * eps
+    main(["--dtype", dtype, path])
+    assert f", norm {expected:.1e}, condition" in capsys.readouterr().out
+
+
 # A check that passes a wrong gradient is none. Faults keep the values and spoil the gradient.
 
 
@@ -279,8 +330,8 @@ def _faulty(fault):
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5)])
 def test_wrong_gradients_are_called_wrong(run, matrix, monkeypatch, fault, shape):
-    monkeypatch.setattr(_measure, "_cases", _only_qr)
-    monkeypatch.setattr(_measure, "qr", _faulty(fault))
+    monkeypatch.setattr(measuring, "_cases", _only_qr)
+    monkeypatch.setattr(measuring, "qr", _faulty(fault))
     _, printed, _ = run(matrix("a", _random(*shape, dtype="complex128")))
     (qr,) = printed["matrices"][0]["factorizations"]
     assert qr["jaxqr"]["gradient"] == "wrong"
@@ -298,8 +349,8 @@ _conjugating.defvjp(lambda a: (a, None), lambda _, gradient: (gradient.conj(),))
 
 def test_conjugated_gradients_are_called_wrong(run, matrix, monkeypatch):
     """The trap of complex rules: a gradient that is right along every real direction."""
-    monkeypatch.setattr(_measure, "_cases", _only_qr)
-    monkeypatch.setattr(_measure, "qr", lambda a: jnp.linalg.qr(_conjugating(a)))
+    monkeypatch.setattr(measuring, "_cases", _only_qr)
+    monkeypatch.setattr(measuring, "qr", lambda a: jnp.linalg.qr(_conjugating(a)))
     _, printed, _ = run(matrix("a", _random(5, 3, dtype="complex128")))
     (qr,) = printed["matrices"][0]["factorizations"]
     assert qr["jaxqr"]["gradient"] == "wrong"
@@ -307,15 +358,15 @@ def test_conjugated_gradients_are_called_wrong(run, matrix, monkeypatch):
 
 @pytest.mark.parametrize("fault", ["all of Q", "all of R"])
 def test_ill_conditioning_hides_no_fault(run, monkeypatch, fault):
-    monkeypatch.setattr(_measure, "_cases", _only_qr)
-    monkeypatch.setattr(_measure, "qr", _faulty(fault))
+    monkeypatch.setattr(measuring, "_cases", _only_qr)
+    monkeypatch.setattr(measuring, "qr", _faulty(fault))
     _, printed, _ = run()
     (qr,) = printed["matrices"][0]["factorizations"]
     assert qr["jaxqr"]["gradient"] == "wrong"
 
 
 def _only_qr(k, rank, columns, rows):
-    return [_measure._Case("qr", columns, k, False, _measure.qr, jnp.linalg.qr)]
+    return [measuring._Case("qr", columns, k, False, measuring.qr, jnp.linalg.qr)]
 
 
 def test_nothing_is_claimed_where_rounding_hides_it(run, matrix):
@@ -332,7 +383,7 @@ def test_what_jax_cannot_do_does_not_stop_us(run, matrix, monkeypatch, capsys):
     def unavailable(a):
         raise NotImplementedError("no such algorithm here")
 
-    monkeypatch.setattr(_measure, "_jax_pivoted_qr", unavailable)
+    monkeypatch.setattr(measuring, "_jax_pivoted_qr", unavailable)
     path = matrix("a", _real(6, 3))
     status, printed, err = run(path)
     assert (status, err) == (0, "")
@@ -344,12 +395,35 @@ def test_what_jax_cannot_do_does_not_stop_us(run, matrix, monkeypatch, capsys):
 
 
 def test_numbers_that_json_cannot_say_are_null(run, matrix, monkeypatch):
-    monkeypatch.setattr(_measure, "_cases", _only_qr)
-    monkeypatch.setattr(_measure, "qr", lambda a: [jnp.nan * x for x in jnp.linalg.qr(a)])
+    monkeypatch.setattr(measuring, "_cases", _only_qr)
+    monkeypatch.setattr(measuring, "qr", lambda a: [jnp.nan * x for x in jnp.linalg.qr(a)])
     _, printed, _ = run(matrix("a", _real(6, 3)))
     (qr,) = printed["matrices"][0]["factorizations"]
     assert qr["jaxqr"]["residual"] is None
     assert qr["jaxqr"]["gradient"] == "not finite"
+
+
+# The exit status.
+
+
+def test_a_wrong_gradient_is_the_exit_status(run, matrix, monkeypatch):
+    monkeypatch.setattr(measuring, "_cases", _only_qr)
+    monkeypatch.setattr(measuring, "qr", _faulty("all of Q"))
+    wrong = matrix("a", _real(6, 3))
+    status, printed, _ = run(wrong)
+    assert printed["matrices"][0]["factorizations"][0]["jaxqr"]["gradient"] == "wrong"
+    assert status == 1
+    assert run(wrong, "missing.mtx")[0] == 2
+    monkeypatch.setattr(measuring, "qr", jnp.linalg.qr)
+    assert run(wrong)[0] == 0
+
+
+def test_a_wrong_gradient_of_jax_is_not_ours(run, matrix, monkeypatch):
+    case = measuring._Case("qr", 3, 3, False, jnp.linalg.qr, _faulty("all of Q"))
+    monkeypatch.setattr(measuring, "_cases", lambda *_: [case])
+    status, printed, _ = run(matrix("a", _real(6, 3)))
+    assert printed["matrices"][0]["factorizations"][0]["jax"]["gradient"] == "wrong"
+    assert status == 0
 
 
 # Files that cannot be read.
@@ -369,7 +443,7 @@ def test_bad_files_are_told_and_the_others_done(tmp_path, matrix, capsys, run):
     assert [line.split(": ")[0] for line in out.splitlines() if " x " in line] == [good, also_good]
     assert err.splitlines() == [
         f"{missing}:1: expected a readable file, got: no such file or directory",
-        f"{empty}:1: expected a line that begins with %%MatrixMarket, got an empty file",
+        f"{empty}:1: Not a Matrix Market file. Missing banner.",
         f"{tmp_path}:1: expected a readable file, got: is a directory",
         f"{cut}:5: expected 4 entries, got the end of the file after 3",
     ]
@@ -380,6 +454,61 @@ def test_bad_files_are_told_and_the_others_done(tmp_path, matrix, capsys, run):
     assert [f"{e['file']}:{e['line']}: {e['message']}" for e in printed["errors"]] == (
         err.splitlines()
     )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate\n9 TiB"),
+        MemoryError(),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+    ],
+)
+def test_what_does_not_fit_in_memory_is_left_out(matrix, run, monkeypatch, error):
+    large, small = matrix("large", _real(6, 3)), matrix("small", _real(3, 3))
+
+    def measure(a, progress):
+        progress("lq")
+        if len(a) == 6:
+            raise error
+        return _empty_report()
+
+    monkeypatch.setattr(cli, "measure", measure)
+    status, printed, err = run(large, small)
+    assert status == 2
+    assert [m["name"] for m in printed["matrices"]] == [small]
+    (refused,) = printed["errors"]
+    assert (refused["file"], refused["line"]) == (large, None)
+    reason = " ".join(str(error).split()) or "MemoryError"
+    assert refused["message"] == f"does not fit in memory (lq): {reason}"
+    assert err == f"{large}: {refused['message']}\n"
+
+
+def test_a_sparse_file_too_large_is_left_out(tmp_path, matrix, run):
+    path = tmp_path / "huge.mtx"
+    path.write_text("%%MatrixMarket matrix coordinate real general\n1000000 1000000 0\n")
+    status, printed, err = run(str(path), matrix("a", _real(6, 3)))
+    assert (status, len(printed["matrices"])) == (2, 1)
+    assert err.endswith("got 1000000 x 1000000, 7.45e+03 GiB\n")
+    assert err.startswith(f"{path}:2: expected at most ")
+
+
+def test_other_errors_of_jax_are_not_hidden(monkeypatch):
+    def measure(a, progress):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    monkeypatch.setattr(cli, "measure", measure)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+        main([])
+
+
+def test_standard_input(monkeypatch, run):
+    content = b"%%MatrixMarket matrix array real general\n1 1\n3\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    status, printed, _ = run("-")
+    assert (status, printed["matrices"][0]["name"]) == (0, "<stdin>")
+    status, printed, err = run("-")  # read already
+    assert (status, printed["matrices"], err[:10]) == (2, [], "<stdin>:1:")
 
 
 def test_only_bad_files_leave_stdout_empty(capsys):
@@ -397,6 +526,13 @@ def test_complex_file_in_a_real_type(matrix, capsys):
 def test_an_odd_file_name_stays_on_one_line(capsys):
     assert main(["a\nb\x1b[1m\udcff.mtx"]) == 2
     assert capsys.readouterr().err.startswith(r"a\nb\x1b[1m\udcff.mtx:1: expected")
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"jaxqr {jaxqr.__version__}\n"
 
 
 @pytest.mark.parametrize("arguments", [["--dtype", "int8"], ["--loud"]])
@@ -444,12 +580,64 @@ def test_64_bit_types_are_enabled_only_inside(matrix):
     assert (jnp.zeros(()).dtype, jax.config.jax_enable_x64) == before
 
 
-def test_interrupt_ends_without_a_traceback(monkeypatch):
-    def interrupted(*_):
+def test_silence_ends_on_long_work(matrix, capsys, monkeypatch):
+    def slow(a, progress):
+        progress("qr")
+        time.sleep(0.5)
+        return _empty_report()
+
+    monkeypatch.setattr(cli, "measure", slow)
+    monkeypatch.setattr(cli_progress, "PATIENCE", 0.1)
+    path = matrix("a", _real(6, 3))
+    assert main([path]) == 0
+    # After 0.1 and 0.3 seconds; a slow machine may miss the second.
+    lines = capsys.readouterr().err.splitlines()
+    assert 1 <= len(lines) <= 2
+    assert set(lines) == {f"[1/1] {path}: qr ..."}
+
+
+def _empty_report():
+    return measuring.Report((0, 0), "float64", Decimal(0), None, 0, 0, 0, [])
+
+
+def test_interrupt_ends_without_a_traceback(monkeypatch, capsys):
+    def interrupted(a, progress):
+        progress("qr")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(program, "measure", interrupted)
+    monkeypatch.setattr(cli, "measure", interrupted)
     assert main([]) == 130
+    assert capsys.readouterr().err == "interrupted while doing [1/1] Longley: qr\n"
+
+
+_DEAF = """
+import hashlib, sys
+import jaxqr
+from jaxqr import cli
+
+def deaf(a, progress):
+    progress("compiled code")
+    print("begun", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes, and no bytecode between
+
+cli.measure = deaf
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_interrupt_is_heard_in_compiled_code():
+    command = [sys.executable, "-c", _DEAF]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
+        try:
+            assert process.stdout.readline() == "begun\n"
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert err == "interrupted while doing [1/1] Longley: compiled code\n"
 
 
 def test_a_closed_pipe_ends_it_quietly():
@@ -465,7 +653,7 @@ def test_a_closed_pipe_ends_it_quietly():
 
 def test_runs_are_timed_in_turns(monkeypatch):
     order = []
-    medians = _measure._interleaved_medians([lambda: order.append(0), lambda: order.append(1)])
+    medians = measuring._interleaved_medians([lambda: order.append(0), lambda: order.append(1)])
     assert order == [0, 1] * 3
     assert len(medians) == 2
     assert all(median > 0 for median in medians)
@@ -502,15 +690,15 @@ def test_differences_are_the_derivative(m, n, k, condition):
 
 
 def test_longley_gives_the_certified_coefficients():
-    rows = [[Fraction(x) for x in row] for row in _longley.DESIGN.tolist()]
-    response = [Fraction(y) for y in _longley.RESPONSE.tolist()]
+    rows = [[Fraction(x) for x in row] for row in DESIGN.tolist()]
+    response = [Fraction(y) for y in RESPONSE.tolist()]
     columns = list(zip(*rows, strict=True))
     gram = [
         [sum(x * y for x, y in zip(left, right, strict=True)) for right in (*columns, response)]
         for left in columns
     ]
     solution = _solve(gram)
-    np.testing.assert_allclose([float(x) for x in solution], _longley.CERTIFIED, rtol=2e-14)
+    np.testing.assert_allclose([float(x) for x in solution], CERTIFIED, rtol=2e-14)
 
 
 def _solve(augmented):

@@ -1,0 +1,215 @@
+"""Factor, differentiate, check and time real matrices: ``python -m jaxqr [FILE.mtx ...]``."""
+
+import argparse
+import dataclasses
+import functools
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import jaxqr
+from jaxqr.cli import longley, reading, tables
+from jaxqr.cli.measuring import Report, measure
+from jaxqr.cli.progress import Progress
+from jaxqr.cli.reading import MatrixMarketError
+
+_DESCRIPTION = """\
+Factor, differentiate, check and time the matrices in Matrix Market files.
+With no file: Longley's regression data (16 x 7), which are built in.
+"""
+
+_EPILOG = """\
+Files are dense (array) or sparse (coordinate); real, complex, integer or pattern;
+general, symmetric, skew-symmetric or hermitian; as they are or compressed (.gz,
+.bz2). Repeated coordinates are summed.
+
+FILE may be -, standard input.
+
+A file that cannot be read, or does not fit in memory, is told in one line,
+FILE:LINE: why. The others are still done.
+
+The exit status is 0; 1 if a gradient of jaxqr is wrong; 2 if a file was left out
+or the arguments are wrong; 130 if interrupted.
+
+--json prints one object. Numbers that do not exist or are not finite are null.
+  jaxqr, jax, platform  versions, and what the factorizations ran on
+  matrices              a list of
+    name, shape, dtype  dtype is the type that was computed in
+    norm                Frobenius norm; null beyond 1.8e308
+    rank, condition     numerical rank; condition number, if the rank is full
+    leading_columns_rank, leading_rows_rank
+                        ranks of the first min(m, n) columns and rows
+    factorizations      a list of
+      name              qr, lq, pivoted_qr; if the rank is R < min(m, n), also
+                        pivoted_qr rank=R
+      rank, needed      the rank of what must have full rank for a derivative to
+                        exist, and full rank
+      differentiable    whether the two are equal
+      gradient_tolerance
+                        the gradient error that rounding explains
+      jaxqr, jax        by this package; by JAX, null where JAX cannot do it
+        residual        ||A - Q R|| / ||A||
+        orthogonality   ||Q^H Q - I||
+        gradient        right, wrong, not finite, or finite if nothing more can
+                        be said
+        gradient_error  largest error against central differences
+        value_seconds, gradient_seconds
+                        median time of the factors; of a loss and its gradient
+  errors                a list of file, line (null if it is of no line), message
+"""
+
+
+class _Source(NamedTuple):
+    """A matrix by name; `load` takes the type asked for, or None."""
+
+    name: str
+    load: Callable[[str | None], Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments, by default those of the process.
+
+    Returns:
+        The exit status: 0; 1 if a gradient of jaxqr is wrong; 2 if a file could not be read or
+        does not fit in memory; 130 if interrupted. An interrupt ends the process where the work
+        cannot be ended alone.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return _run(_sources(arguments.files), arguments.dtype, arguments.json)
+    except BrokenPipeError:
+        # The reader has seen enough (| head). Python would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxqr",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"jaxqr {jaxqr.__version__}")
+    parser.add_argument("files", nargs="*", metavar="FILE.mtx", help="Matrix Market files")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "float64", "complex64", "complex128"],
+        help="type to compute in (default: float64, complex128 for complex files)",
+    )
+    return parser
+
+
+def _sources(files: Sequence[str]) -> list[_Source]:
+    if not files:
+        return [_Source("Longley", lambda dtype: longley.DESIGN.astype(dtype or np.float64))]
+    return [
+        _Source("<stdin>" if file == "-" else file, functools.partial(reading.read, file))
+        for file in files
+    ]
+
+
+def _run(sources: list[_Source], dtype: str | None, as_json: bool) -> int:
+    busy, width = _busy(), shutil.get_terminal_size().columns
+    reports: list[Report] = []
+    matrices: list[dict[str, Any]] = []
+    errors: list[dict[str, Any]] = []
+    for i, source in enumerate(sources):
+        progress = Progress(f"[{i + 1}/{len(sources)}] {_printable(source.name)}")
+        try:
+            report = progress.during(functools.partial(_measured, source, dtype, progress))
+        except (MatrixMarketError, MemoryError, jax.errors.JaxRuntimeError) as error:
+            progress.clear()
+            errors.append(_refusal(source.name, error, progress.doing))
+            place = [str(errors[-1][key]) for key in ("file", "line") if errors[-1][key]]
+            print(_printable(f"{':'.join(place)}: {errors[-1]['message']}"), file=sys.stderr)
+            continue
+        except KeyboardInterrupt:
+            progress.clear()
+            print(f"interrupted while doing {progress}", file=sys.stderr, flush=True)
+            if progress.busy:  # in compiled code perhaps, and Python would wait for it
+                sys.stdout.flush()
+                os._exit(130)
+            return 130
+        finally:
+            progress.clear()
+        reports.append(report)
+        matrices.append({"name": source.name, **dataclasses.asdict(report)})
+        if not as_json:
+            print(tables.table(_printable(source.name), report, width), flush=True)
+    if as_json:
+        print(_json({**_versions(), "matrices": matrices, "errors": errors}), flush=True)
+    elif matrices:
+        versions = "jaxqr {jaxqr}, JAX {jax}, {platform}".format(**_versions())
+        print(tables.legend(width) + versions + busy, flush=True)
+    wrong = any(f.jaxqr.gradient == "wrong" for report in reports for f in report.factorizations)
+    return 2 if errors else int(wrong)
+
+
+def _measured(source: _Source, dtype: str | None, progress: Progress) -> Report:
+    with jax.enable_x64(True):  # which holds for one thread
+        progress("reading")
+        return measure(source.load(dtype), progress)
+
+
+def _refusal(name: str, error: Exception, doing: str) -> dict[str, Any]:
+    """Tell why a file is left out, and the next one done."""
+    if isinstance(error, MatrixMarketError):
+        return {"file": error.path, "line": error.line, "message": error.message}
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return {"file": name, "line": None, "message": f"does not fit in memory ({doing}): {reason}"}
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "jaxqr": jaxqr.__version__,
+        "jax": jax.__version__,
+        "platform": jax.default_backend(),
+    }
+
+
+def _busy() -> str:
+    """Say so if threads have to wait for a core: times then vary a hundredfold."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    cores = os.cpu_count() or 1
+    if load <= cores:
+        return ""
+    return f"\nThe machine is busy (load {load:.0f} on {cores} cores): times are rough."
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_finite(value), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """Replace what JSON has no word for, nan and inf, by None, also where a decimal overflows."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, Decimal):
+        value = float(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _printable(text: str) -> str:
+    """Keep a name on one line and within what the terminal can show, whatever it is."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    encoding = sys.stdout.encoding or "ascii"
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
