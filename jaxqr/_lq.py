@@ -25,7 +25,7 @@ def lq(
             min(m, n).
         mode: "reduced" for L (..., m, k) and Q (..., k, n); "complete" for L (..., m, n) and
             Q (..., n, n); "l" for L (..., m, k) alone, and then Q is never formed.
-        forward_mode, positive_diagonal, check_rank, method: as in :func:`jaxqr.qr`, for L
+        forward_mode, positive_diagonal, check_rank, method, dependent: as in :func:`jaxqr.qr`, for L
             and for rows.
 
     Returns:
@@ -66,7 +66,7 @@ def rq(
             min(m, n).
         mode: "reduced" for R (..., m, k) and Q (..., k, n); "complete" for R (..., m, n) and
             Q (..., n, n); "r" for R (..., m, k) alone, and then Q is never formed.
-        forward_mode, positive_diagonal, check_rank, method: as in :func:`jaxqr.qr`, for R
+        forward_mode, positive_diagonal, check_rank, method, dependent: as in :func:`jaxqr.qr`, for R
             and for rows.
 
     Returns:
@@ -106,7 +106,7 @@ def ql(
             min(m, n).
         mode: "reduced" for Q (..., m, k) and L (..., k, n); "complete" for Q (..., m, m) and
             L (..., m, n); "l" for L (..., k, n) alone, and then Q is never formed.
-        forward_mode, positive_diagonal, check_rank, method: as in :func:`jaxqr.qr`, for L
+        forward_mode, positive_diagonal, check_rank, method, dependent: as in :func:`jaxqr.qr`, for L
             and for columns.
 
     Returns:

@@ -144,7 +144,7 @@ class QR:
             return tuple(None if x is None else next(given) for x in (q_bar, r_bar))
 
         pull = over_matrices(lambda q, r, *bars: partial_qr.pullback(q, r, None, *both(bars)))
-        if q_bar is None or self.dependent == "hold":
+        if self.dependent == "hold":
             pull = _where_dependent(pull, functools.partial(_pull_held, both))
         return (self.mirror.q(pull(q, r, *bars)),)
 
@@ -360,6 +360,10 @@ def qr(
             where it fails; "auto" chooses by shape, type, platform and batch, that of leading axes
             as well as that of ``vmap``, and factors of a wide matrix the leading block alone: the
             rest is a product.
+        dependent: "hold" takes the derivative that does not let dependent columns turn Q, as mode
+            "r" always does. It is right for every loss of Q R and of the span of Q; one that reads
+            Q and R with a gradient outside that span in dependent columns is not seen. By default
+            the gradient is not to be used there.
 
     Returns:
         ``(q, r)``, or ``r`` in mode "r", in the type of ``a``. Q has orthonormal columns, R is
@@ -372,7 +376,10 @@ def qr(
 
     The derivative is that of Roberts and Roberts (arXiv:2009.10071), eqs. 3 and 9, 10, 21 for wide
     input. It exists where the leading min(m, n) columns are independent; elsewhere the factors are
-    right and the gradient is not finite (see :func:`jaxqr.pivoted_qr`). In complete mode A fixes
+    right and the gradient is not finite, or finite and meaningless where rounding hides the
+    dependence: see ``check_rank`` and :func:`jaxqr.pivoted_qr`. In mode "r" dependent columns do
+    not turn Q, so that every loss of R^H R has its gradient at every rank; a loss without a
+    derivative gets a finite number there. In complete mode A fixes
     the columns of Q beyond the n-th only up to a rotation, and their derivative is the one that
     does not rotate them. The factors cost about 4 m n k operations, the pullback 6 m k^2, or
     2 m k n in mode "r".
