@@ -25,8 +25,8 @@ def lq(
             min(m, n).
         mode: "reduced" for L (..., m, k) and Q (..., k, n); "complete" for L (..., m, n) and
             Q (..., n, n); "l" for L (..., m, k) alone, and then Q is never formed.
-        forward_mode, positive_diagonal, check_rank, method, dependent: as in :func:`jaxqr.qr`, for L
-            and for rows.
+        forward_mode, positive_diagonal, check_rank, method, dependent: as in :func:`jaxqr.qr`,
+            for the triangular factor and for rows.
 
     Returns:
         ``(l, q)``, or ``l`` in mode "l", in the type of ``a``. L is lower triangular with a real
@@ -66,8 +66,8 @@ def rq(
             min(m, n).
         mode: "reduced" for R (..., m, k) and Q (..., k, n); "complete" for R (..., m, n) and
             Q (..., n, n); "r" for R (..., m, k) alone, and then Q is never formed.
-        forward_mode, positive_diagonal, check_rank, method, dependent: as in :func:`jaxqr.qr`, for R
-            and for rows.
+        forward_mode, positive_diagonal, check_rank, method, dependent: as in :func:`jaxqr.qr`,
+            for the triangular factor and for rows.
 
     Returns:
         ``(r, q)``, or ``r`` in mode "r", in the type of ``a``. R is upper triangular, aligned with
@@ -106,8 +106,8 @@ def ql(
             min(m, n).
         mode: "reduced" for Q (..., m, k) and L (..., k, n); "complete" for Q (..., m, m) and
             L (..., m, n); "l" for L (..., k, n) alone, and then Q is never formed.
-        forward_mode, positive_diagonal, check_rank, method, dependent: as in :func:`jaxqr.qr`, for L
-            and for columns.
+        forward_mode, positive_diagonal, check_rank, method, dependent: as in :func:`jaxqr.qr`,
+            for the triangular factor and for columns.
 
     Returns:
         ``(q, l)``, or ``l`` in mode "l", in the type of ``a``. Q has orthonormal columns; L is

@@ -1,0 +1,99 @@
+"""Dependent columns, and columns of any length: the derivatives that exist are right."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numerics import assert_close, gaussian, random_like
+
+import jaxqr
+
+
+def dependent(kind, shape, dtype):
+    a = gaussian(shape, dtype)
+    if kind == "zero in front":
+        a[:, 0] = 0
+    elif kind == "repeated":
+        a[:, 2] = a[:, 0]
+    elif kind == "combined":
+        a[:, 1], a[:, 3] = 0, a[:, 0] - 2 * a[:, 2]
+    elif kind == "zero":
+        a[:] = 0
+    return jnp.asarray(a)
+
+
+@functools.partial(jax.jit, static_argnames="forward_mode")
+def gradients(a, w, *, forward_mode):
+    """Of a loss of R^H R, and of the same loss of A^H A."""
+
+    def loss(r):
+        return jnp.sum(w * jnp.matmul(jnp.conj(r.mT), r)).real
+
+    def of_r(a):
+        return loss(jaxqr.qr(a, mode="r", forward_mode=forward_mode))
+
+    return jax.grad(of_r)(a), jax.grad(loss)(a)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6)], ids=str)
+def test_losses_of_r_alone(shape, dtype):
+    w = jnp.asarray(gaussian((shape[1], shape[1]), dtype, seed=1))
+    for kind in ("zero in front", "repeated", "combined", "zero"):
+        for forward_mode in (False, True):
+            got, expected = gradients(dependent(kind, shape, dtype), w, forward_mode=forward_mode)
+            assert_close(got, expected, 1e-14 * 100)
+
+
+@pytest.mark.parametrize("count", [3, 70])
+def test_a_batch_with_dependent_matrices(count):
+    """The gradients of the others are what they are without them, to the last digit."""
+    a = jnp.asarray(gaussian((count, 6, 3), "float64"))
+    mixed = a.at[1, :, 1].set(a[1, :, 0]).at[2].set(0)
+
+    @jax.jit
+    @jax.vmap
+    def gradient(a):
+        return jax.grad(lambda a: jnp.sum(jaxqr.qr(a, mode="r") ** 2))(a)
+
+    ours, regular = gradient(mixed), gradient(a)
+    assert_close(ours, 2 * mixed, 1e-14 * 100)
+    assert np.array_equal(np.delete(ours, [1, 2], 0), np.delete(regular, [1, 2], 0))
+
+
+def test_q_and_r_where_dependent_columns_are_held():
+    a = jnp.diag(jnp.array([1.0, 0.0]))
+    for forward_mode in (False, True):
+
+        def product(a, forward_mode=forward_mode):
+            q, r = jaxqr.qr(a, dependent="hold", forward_mode=forward_mode)
+            return jnp.sum(q @ r)
+
+        assert np.array_equal(jax.grad(product)(a), np.ones((2, 2)))
+    with pytest.raises(ValueError, match="expects dependent to be one of 'hold'"):
+        jaxqr.qr(a, dependent="free")
+
+
+@pytest.mark.parametrize("method", ["auto", "cholesky", "batched"])
+@pytest.mark.parametrize("mode", ["reduced", "r"])
+def test_scaling_law(mode, method):
+    """Factors of s A, and gradients, are those of A to the last digits for s in the whole range."""
+
+    @jax.jit
+    def run(a, s):
+        def factors(a):
+            out = jax.tree.leaves(jaxqr.qr(a, mode=mode, method=method))
+            return [*out[:-1], out[-1] / s]
+
+        out, pull = jax.vjp(factors, a * s)
+        return out, pull(random_like(out))[0] * s
+
+    a = jnp.asarray(gaussian((9, 4), "float32"))
+    factors, bar = run(a, jnp.float32(1))
+    for power in (-99, -40, 40, 97):
+        scaled, scaled_bar = run(a, jnp.float32(2.0**power))
+        for x, y in zip(scaled, factors, strict=True):
+            assert np.array_equal(x, y)
+        assert_close(scaled_bar, bar, 1e-5)
