@@ -1,9 +1,11 @@
 """What all public functions do to their arguments: check, promote, and say what is wrong."""
 
+import numbers
 from typing import Any, Literal, TypedDict
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.experimental import checkify
 from jax.typing import ArrayLike, DTypeLike
@@ -44,6 +46,22 @@ def as_array(caller: str, name: str, value: ArrayLike) -> Array:
         raise TypeError(
             f"{caller} expects {name} to be an array of numbers. Got {kind}. {error}"
         ) from error
+
+
+def level(caller: str, name: str, value: ArrayLike) -> Array:
+    """A real number that is not negative, as far as can be told when it is traced."""
+    array = as_array(caller, name, value)
+    if jnp.iscomplexobj(array):
+        raise TypeError(f"{caller} expects {name} to be real. Got {array.dtype}.")
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+    if not traced and (np.asarray(value) < 0).any():
+        raise ValueError(f"{caller} expects {name} not to be negative. Got {value}.")
+    return array
+
+
+def is_number_zero(value: Any) -> bool:
+    """Whether it is the number 0, known when it is traced."""
+    return isinstance(value, numbers.Real) and value == 0
 
 
 def one_of(caller: str, name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import numbers
 from typing import Any, cast
 
 import jax
@@ -11,7 +10,14 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxqr._arguments import as_array, as_matrices, compute_dtype, result_dtype
+from jaxqr._arguments import (
+    as_array,
+    as_matrices,
+    compute_dtype,
+    is_number_zero,
+    level,
+    result_dtype,
+)
 from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, varying_alike
 from jaxqr._forward import least_squares
 from jaxqr._linalg.augmented import solve_augmented, solve_augmented_without_q
@@ -91,8 +97,8 @@ def lstsq(
     """
     a = as_matrices("lstsq", "a", a)
     b = as_array("lstsq", "b", b)
-    shift = None if _is_number_zero(ridge) else _level("ridge", ridge)
-    cut = None if rcond is None else _level("rcond", rcond)
+    shift = None if is_number_zero(ridge) else level("lstsq", "ridge", ridge)
+    cut = None if rcond is None else level("lstsq", "rcond", rcond)
     if cut is not None and cut.ndim:
         raise ValueError(f"lstsq expects rcond to be a scalar. Got shape {cut.shape}.")
     if cut is not None and shift is not None:
@@ -104,21 +110,6 @@ def lstsq(
     _check_shapes(a, b, shift, vectors)
     x: Array = _lstsq(a, b[..., None] if vectors else b, shift, cut, forward_mode=forward_mode)
     return x[..., 0] if vectors else x
-
-
-def _is_number_zero(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and value == 0
-
-
-def _level(name: str, value: ArrayLike) -> Array:
-    """A real number that is not negative, as far as can be told when it is traced."""
-    array = as_array("lstsq", name, value)
-    if jnp.iscomplexobj(array):
-        raise TypeError(f"lstsq expects {name} to be real. Got {array.dtype}.")
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
-    if not traced and (np.asarray(value) < 0).any():
-        raise ValueError(f"lstsq expects {name} not to be negative. Got {value}.")
-    return array
 
 
 def _check_shapes(a: Array, b: Array, ridge: Array | None, vectors: bool) -> None:

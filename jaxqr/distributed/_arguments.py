@@ -1,14 +1,11 @@
 """What the functions of this package do to their arguments."""
 
-import numbers
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
-from jaxqr._arguments import as_array, one_of
+from jaxqr._arguments import is_number_zero, level, one_of
 from jaxqr.distributed._reduction import REDUCTIONS, AxisName
 
 
@@ -19,15 +16,7 @@ def names_of(axis_name: AxisName) -> tuple[str, ...]:
 
 def ridge_of(caller: str, ridge: Any) -> Array | None:
     """The ridge as an array; None where it is the number 0, which costs nothing."""
-    if isinstance(ridge, numbers.Real) and ridge == 0:
-        return None
-    array = as_array(caller, "ridge", ridge)
-    if jnp.iscomplexobj(array):
-        raise TypeError(f"{caller} expects ridge to be real. Got {array.dtype}.")
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(ridge))
-    if not traced and (np.asarray(ridge) < 0).any():
-        raise ValueError(f"{caller} expects ridge not to be negative. Got {ridge}.")
-    return array
+    return None if is_number_zero(ridge) else level(caller, "ridge", ridge)
 
 
 def check(caller: str, a: Array, axis_name: AxisName, reduction: str) -> None:
