@@ -56,8 +56,8 @@ def q_times(a: Array, r: Array, c: Array, method: str) -> Array:
         return householder.q_times(reflectors, jnp.conj(_phases(r, r0)) * c)
 
     def by_batch(a: Array, r: Array, c: Array) -> Array:
-        r0, _ = batched.q_times(a, c)
-        return batched.q_times(a, jnp.conj(_phases(r, r0)) * c)[1]
+        (r0,) = batched.qr(a, "r")
+        return batched.q_times(a, jnp.conj(_phases(r, r0)) * c)
 
     return _by_reflectors(by_householder, by_batch, a, r, c, method)
 
@@ -70,8 +70,8 @@ def q_adjoint_times(a: Array, r: Array, b: Array, method: str) -> Array:
         return _phases(r, r0) * householder.q_adjoint_times(reflectors, b)
 
     def by_batch(a: Array, r: Array, b: Array) -> Array:
-        r0, c = batched.q_adjoint_times(a, b)
-        return _phases(r, r0) * c
+        (r0,) = batched.qr(a, "r")
+        return _phases(r, r0) * batched.q_adjoint_times(a, b)
 
     return _by_reflectors(by_householder, by_batch, a, r, b, method)
 

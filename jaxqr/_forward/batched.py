@@ -29,23 +29,23 @@ def triangle_and_product(a: Array, b: Array) -> tuple[Array, Array]:
     return outermost(materialized(u), a.shape[:-2]), outermost(materialized(c), a.shape[:-2])
 
 
-def q_times(a: Array, c: Array) -> tuple[Array, Array]:
-    """R (..., k, n), and Q C for the first k columns of its Q and c (..., k, p)."""
+def q_times(a: Array, c: Array) -> Array:
+    """Q C for the first k columns of the Q of a (..., m, n) and c (..., k, p)."""
     m, k = a.shape[-2], min(a.shape[-2:])
-    reflectors, r = _triangle(innermost(a), k)
+    reflectors, _ = _triangle(innermost(a), k)
     x = jnp.pad(innermost(c), [(0, m - k), (0, 0), (0, 0)])
     for j, (v, tau) in reversed(list(enumerate(reflectors))):
         first, below = x[j], x[j + 1 :]
         w = materialized(tau[None] * total([first, *_terms(v, below)]))
         x = materialized(jnp.concatenate([x[:j], (first - w)[None], below - v[:, None] * w[None]]))
-    return outermost(materialized(r), a.shape[:-2]), outermost(x, a.shape[:-2])
+    return outermost(x, a.shape[:-2])
 
 
-def q_adjoint_times(a: Array, b: Array) -> tuple[Array, Array]:
-    """R (..., k, n), and the first k rows of Q^H B for b (..., m, p)."""
-    reflectors, r = _triangle(innermost(a), min(a.shape[-2:]))
+def q_adjoint_times(a: Array, b: Array) -> Array:
+    """The first k rows of Q^H B likewise, for b (..., m, p)."""
+    reflectors, _ = _triangle(innermost(a), min(a.shape[-2:]))
     c = jnp.stack(_reflected(reflectors, innermost(b)))
-    return outermost(materialized(r), a.shape[:-2]), outermost(materialized(c), a.shape[:-2])
+    return outermost(materialized(c), a.shape[:-2])
 
 
 def _triangle(x: Array, steps: int) -> tuple[list[tuple[Array, Array]], Array]:
