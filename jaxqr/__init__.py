@@ -4,6 +4,7 @@ from jaxqr._lq import lq, ql, rq
 from jaxqr._lstsq import lstsq
 from jaxqr._pivoted import pivoted_qr
 from jaxqr._qr import qr
+from jaxqr._schur import qz, schur
 
-__all__ = ["lq", "lstsq", "pivoted_qr", "ql", "qr", "rq"]
+__all__ = ["lq", "lstsq", "pivoted_qr", "ql", "qr", "qz", "rq", "schur"]
 __version__ = "0.1.0"
