@@ -18,9 +18,10 @@ MAY_KNOW = {
     "cli": {"cli", "public"},
     "distributed": {"distributed", "public", "_arguments", "_autodiff", "_rules", "_linalg"},
     "upstream": {"upstream"},
+    "package": {"package", "public", "distributed", "upstream"},
 }
 # What is at the top of the package beside the public functions.
-ALSO_THERE = {"__init__": "public", "__main__": "cli"}
+ALSO_THERE = {"__init__": "package", "__main__": "cli"}
 
 
 def room(path: Path) -> str:

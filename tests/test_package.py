@@ -25,6 +25,15 @@ def test_the_version_is_the_same_everywhere():
     assert set(tags.split()) <= {f"v{jaxqr.__version__}"}
 
 
+def test_a_program_may_put_jaxqr_in_the_place_of_jax():
+    command = [sys.executable, str(ROOT / "tests" / "rebound.py")]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "done\n", done.stderr[-2000:]
+
+
 # A Python that is too old, by its own account; and one that cannot make an environment.
 _PYTHON = """#!/bin/sh
 case "$1" in

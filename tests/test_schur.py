@@ -1,6 +1,7 @@
 """QZ and Schur: factors, the derivative by itself, its gauge, and what has none."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -292,35 +293,42 @@ def test_what_is_not_finite_or_does_not_converge_is_nan(monkeypatch):
         assert all(np.isnan(x).all() for x in forward.qz(*complex_ab, None))
 
 
-@functools.partial(jax.jit, static_argnames=("name", "invariant"))
-def checked(name, invariant, *args):
-    """The error of the two checks in a gradient, of a loss that sees the phases or not."""
-
-    def loss(*args):
-        out = getattr(jaxqr, name)(*args, check_distinct=True, check_gauge=True)
-        return sum((abs(x) if invariant else x).sum().real for x in out)
-
-    return checkify.checkify(jax.grad(loss))(*args)[0]
+@functools.partial(jax.jit, static_argnames="name")
+def distinct(name, *args):
+    """The error of the check of the eigenvalues."""
+    return checkify.checkify(functools.partial(getattr(jaxqr, name), check_distinct=True))(*args)[0]
 
 
-def test_checks():
+def test_distinct_eigenvalues():
     a, b = pencil(3, "float64")
-    p, d = gaussian((3, 3), seed=4), np.diag([1.0, 2.0, 3.0])
+    p = gaussian((3, 3), seed=4)
     defective = jnp.asarray(p @ (np.diag([1.0, 1, 3]) + np.eye(3, k=1)) @ np.linalg.inv(p))
-    assert checked("qz", True, a, b).get() is None
-    assert "0 and 1 are within 8 sqrt(eps)" in checked("qz", True, jnp.eye(3), jnp.eye(3)).get()
-    assert checked("schur", True, a).get() is None
-    assert "distinct eigenvalues" in checked("schur", True, defective).get()
-    batch = jnp.asarray(np.stack([d, d, np.diag([1.0, 2.0, 1.0])]))
-    assert "0 and 2 of matrix 2 of the batch" in checked("schur", True, batch).get()
-    # The sum of all elements of all factors, of which people ask for the gradient.
-    assert "qz expects a loss that does not see the phases" in checked("qz", False, a, b).get()
-    assert (
-        "schur expects a loss that does not see"
-        in checked("schur", False, pencil(3, "complex128")[0]).get()
-    )
+    assert distinct("qz", a, b).get() is None
+    assert "0 and 1 are within 8 sqrt(eps)" in distinct("qz", jnp.eye(3), jnp.eye(3)).get()
+    assert distinct("schur", a).get() is None
+    assert "schur expects distinct eigenvalues" in distinct("schur", defective).get()
+    batch = jnp.stack([jnp.diag(jnp.array([1.0, 2.0, x])) for x in (3.0, 4.0, 1.0)])
+    assert "0 and 2 of matrix 2 of the batch" in distinct("schur", batch).get()
     equal = jax.grad(lambda a: abs(jaxqr.schur(a).z).sum())(jnp.eye(2) + jnp.eye(2, k=1))
     assert not np.isfinite(equal).any()
+
+
+def test_gauge():
+    """The sum of all elements of all factors, of which people ask for the gradient, sees it."""
+
+    @functools.partial(jax.jit, static_argnames=("name", "invariant"))
+    def error(name, invariant, *args):
+        def loss(*args):
+            out = getattr(jaxqr, name)(*args, check_gauge=True)
+            return sum((abs(x) if invariant else x).sum().real for x in out)
+
+        return checkify.checkify(jax.grad(loss))(*args)[0]
+
+    a, b = pencil(3, "complex128", batch=(2,))
+    assert error("qz", True, a, b).get() is None
+    seen = r"qz expects a loss that does not see .* column [012] of matrix [01] of the batch"
+    assert re.match(seen, error("qz", False, a, b).get())
+    assert "schur expects a loss that does not see" in error("schur", False, a[0]).get()
 
 
 def test_arguments():

@@ -408,3 +408,28 @@ def test_an_unexpected_source_is_refused(checkout, missing, capsys):
     assert command.main(["make-patch", "--jax", str(checkout), "--out", str(out)]) == 2
     assert "Nothing was written" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_what_cannot_be_done_is_told_before_any_work(checkout, capsys, monkeypatch):
+    monkeypatch.setattr(command, "make_patch", None)  # which is the work
+
+    def refused(out, *options):
+        arguments = ["make-patch", "--jax", str(checkout), "--out", str(out), *options]
+        assert command.main(arguments) == 2
+        return capsys.readouterr().err
+
+    there = checkout / "change.patch"
+    said = refused(checkout / "nowhere" / "change.patch")
+    assert f"there is no directory {checkout / 'nowhere'}. Nothing was written" in said
+    assert f"--out {checkout} is a directory" in refused(checkout)
+    with monkeypatch.context() as patched:
+        patched.setattr("importlib.util.find_spec", lambda name: None)
+        assert "pip install absl-py" in refused(there, "--check")
+    monkeypatch.setenv("PATH", "")
+    assert "with git, which is not installed" in refused(there, "--check")
+    assert not there.exists()
+
+
+def test_it_is_there_as_the_readme_writes_it():
+    program = "import jaxqr; jaxqr.upstream.register(); jaxqr.distributed.tsqr"
+    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], check=True)

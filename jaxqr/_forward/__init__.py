@@ -9,7 +9,7 @@ from jax import Array, lax
 
 from jaxqr._forward import batched, cholesky, householder, wide
 from jaxqr._forward.crossovers import MOST_UNROLLED
-from jaxqr._linalg.batching import batch_aware, suits
+from jaxqr._linalg.batching import batch_aware, over_columns, suits
 
 # What ``method`` may be. "auto" takes only what has the orthogonality of Householder's, and on
 # platforms where nothing was measured, Householder's itself.
@@ -84,6 +84,7 @@ def _by_reflectors(
     x: Array,
     method: str,
 ) -> Array:
+    by_householder, by_batch = over_columns(by_householder), over_columns(by_batch)
     if method == "batched":
         return by_batch(a, r, x)
     if method != "auto":

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.numpy.linalg import norm
 
 from jaxqr._forward import householder
 from jaxqr._forward.crossovers import (
@@ -178,6 +179,6 @@ def _cholesky(a: Array) -> tuple[Array, Inverted, Array]:
         size = inverse.shape[-1]
         start = i * inverted.inverses[0].shape[-1]
         block = u[start : start + size, start : start + size]
-        condition = jnp.linalg.norm(block) * jnp.linalg.norm(inverse) / size
+        condition = norm(block) * norm(inverse) / size
         sound &= condition <= _MOST_CONDITION  # False for what is not a number
     return inverted.u, inverted, sound

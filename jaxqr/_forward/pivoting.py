@@ -5,6 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.lax.linalg import householder_product
+from jax.lax.linalg import qr as jax_qr
 
 from jaxqr._forward import householder
 from jaxqr._linalg.products import adjoint, matmul
@@ -37,7 +39,7 @@ def _like_columns(a: Array) -> tuple[int, ...]:
 
 
 def _lapack(a: Array, mode: str, k: int) -> tuple[Array, ...]:
-    q, r, p = lax.linalg.qr(a, pivoting=True, full_matrices=mode == "complete")
+    q, r, p = jax_qr(a, pivoting=True, full_matrices=mode == "complete")
     if mode == "complete":
         return q, r, p
     q, r = q[..., :k], r[..., :k, :]
@@ -57,7 +59,7 @@ def _xla(a: Array, mode: str, k: int) -> tuple[Array, ...]:
         v = reflectors[:, :, :k]
         if mode == "complete":
             v = jnp.pad(v, [(0, 0), (0, 0), (0, m - k)])
-        factors = (lax.linalg.householder_product(v, taus), r, p)
+        factors = (householder_product(v, taus), r, p)
     return tuple(x.reshape(*batch, *x.shape[1:]) for x in factors)
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.lax.linalg import cholesky
 
 from jaxqr._linalg.algebra import (
     adjoint,
@@ -128,7 +129,7 @@ class Inverted(NamedTuple):
         for j in range(0, k, size):
             above = u[:j, j:]
             row = adjoint(gram[j:, j : j + size]) - matmul(adjoint(above[:, :size]), above)
-            lower = lax.linalg.cholesky(adjoint(row[:, :size]), symmetrize_input=False)
+            lower = cholesky(adjoint(row[:, :size]), symmetrize_input=False)
             diagonal = adjoint(lower)
             inverses.append(_inverse(diagonal))
             rest = matmul(adjoint(inverses[-1]), row[:, size:])

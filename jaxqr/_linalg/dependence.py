@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.numpy.linalg import norm
 
 from jaxqr._linalg.scaling import magnitudes, unit
 
@@ -19,7 +20,7 @@ def dependent_columns(r: Array) -> Array:
     r = r / unit(jnp.max(magnitudes(r), axis=-2, keepdims=True, initial=0)).astype(r.dtype)
     diagonal = jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
     tolerance = max(rows, columns, _LEAST) * float(jnp.finfo(r.dtype).eps)
-    return jnp.less_equal(diagonal, tolerance * jnp.linalg.norm(r, axis=-2))
+    return jnp.less_equal(diagonal, tolerance * norm(r, axis=-2))
 
 
 def first_dependent(r: Array) -> tuple[Array, Array, Array]:

@@ -4,6 +4,7 @@ from functools import partial
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.lax.linalg import triangular_solve
 
 from jaxqr._linalg.crossovers import LEAST_COMPLEX_PRODUCT
 
@@ -32,11 +33,9 @@ def _by_real_products(x: Array, y: Array) -> Array:
 
 def solve_left(u: Array, b: Array) -> Array:
     """U^-1 B for upper triangular u (..., k, k) and b (..., k, n)."""
-    return lax.linalg.triangular_solve(u, b, left_side=True, lower=False)
+    return triangular_solve(u, b, left_side=True, lower=False)
 
 
 def solve_adjoint_left(u: Array, b: Array) -> Array:
     """U^-H B for upper triangular u (..., k, k) and b (..., k, n)."""
-    return lax.linalg.triangular_solve(
-        u, b, left_side=True, lower=False, transpose_a=True, conjugate_a=True
-    )
+    return triangular_solve(u, b, left_side=True, lower=False, transpose_a=True, conjugate_a=True)

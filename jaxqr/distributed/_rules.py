@@ -5,6 +5,7 @@ Notation of :mod:`jaxqr._rules.partial_qr`, for Y empty; matrices are (..., rows
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.lax.linalg import triangular_solve
 
 from jaxqr._linalg.products import adjoint
 from jaxqr.distributed._reduction import AxisName
@@ -27,7 +28,7 @@ def adjoint_matmul(x: Array, y: Array) -> Array:
 
 def right_solve(b: Array, u: Array) -> Array:
     """B U^-1 for upper triangular u (..., n, n) and b (..., m, n)."""
-    return lax.linalg.triangular_solve(u, b, left_side=False, lower=False)
+    return triangular_solve(u, b, left_side=False, lower=False)
 
 
 def upper_of_twice_hermitian(c: Array) -> Array:

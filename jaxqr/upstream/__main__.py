@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-from jaxqr.upstream._patch import CHANGES, UnexpectedSource, check_patch, make_patch
+from jaxqr.upstream._patch import CHANGES, UnexpectedSource, check_patch, make_patch, missing
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m jaxqr.upstream``; return its exit status.
 
     0: the patch is written, and with ``--check`` its tests failed before and passed after it.
-    1: ``--check`` found otherwise. 2: JAX's source is not as expected; nothing is written.
+    1: ``--check`` found otherwise. 2: JAX's source is not as expected, the patch cannot be written
+    where it should be, or something that ``--check`` needs is not installed; nothing is written.
 
     Example:
         >>> main(["make-patch", "--jax", "/nowhere", "--out", "/nowhere/qr.patch"])
@@ -30,6 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     change = CHANGES[options.change]
+    refusal = _unwritable(options.out) or (missing() if options.check else None)
+    if refusal is not None:
+        print(f"{refusal}. Nothing was written.", file=sys.stderr)
+        return 2
     try:
         patch = make_patch(options.jax.resolve(), change)
         options.out.write_text(patch, encoding="utf-8")
@@ -46,6 +52,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _unwritable(out: Path) -> str | None:
+    """Why the patch cannot be written there, if so."""
+    if out.is_dir():
+        return f"--out {out} is a directory, not a file to write"
+    if not out.parent.is_dir():
+        return f"--out {out} cannot be written: there is no directory {out.parent}"
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        return f"--out {out} cannot be written: permission denied"
+    return None
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import importlib.util
 import os
 import re
 import shutil
@@ -338,6 +339,15 @@ def _run_tests(root: Path, change: Change) -> dict[str, list[bool]]:
         if name in passed and case.find("skipped") is None and case.get("status") == "run":
             passed[name].append(case.find("failure") is None and case.find("error") is None)
     return passed
+
+
+def missing() -> str | None:
+    """What `check_patch` needs and is not there, if anything, with how to get it."""
+    if importlib.util.find_spec("absl") is None:
+        return "--check runs tests of JAX's kind, which need absl-py: pip install absl-py"
+    if shutil.which("git") is None:
+        return "--check applies the patch with git, which is not installed"
+    return None
 
 
 def check_patch(path: Path, change: Change, patch: str) -> tuple[bool, str]:
