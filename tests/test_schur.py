@@ -348,4 +348,4 @@ def test_arguments():
     with pytest.raises(ValueError, match="matrix"):
         jaxqr.qz(a[0], b)
     with pytest.raises(TypeError, match="array of numbers"):
-        jaxqr.schur("a")
+        jaxqr.schur("text")
