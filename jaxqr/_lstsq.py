@@ -26,6 +26,7 @@ from jaxqr._linalg.augmented import rank, solve_augmented, solve_augmented_witho
 from jaxqr._linalg.dependence import dependent_columns, first_dependent
 from jaxqr._linalg.products import adjoint, matmul
 from jaxqr._linalg.reflectors import abs2
+from jaxqr._linalg.scaling import magnitudes, unit
 from jaxqr._rules import least_squares as rules
 from jaxqr._rules.least_squares import Operators, Solved, System
 
@@ -185,8 +186,10 @@ def lstsq(
         full=full,
     )
     if lost is not None:
+        found, matrix, at = lost
         line = "row" if a.shape[-2] < a.shape[-1] else "column"
-        require_rank("lstsq", line, a, *lost, " rcond finds the rank of such a matrix.")
+        hint = " rcond finds the rank of such a matrix."
+        require_rank("lstsq", line, a, found, matrix, at, hint)
     if vectors:
         out = out._replace(x=out.x[..., 0], rss=None if out.rss is None else out.rss[..., 0])
     return out if full else cast(Array, out.x)
@@ -352,10 +355,13 @@ def _solved(
         x, y = derive(Solved(system, None, b / d, *solution), forward_mode)
         r = jnp.zeros_like(b) if ridge is None else -ridge.astype(a.dtype) * (y / d)
         return r, x, system
-    keep_q = forward_mode or rows < columns
-    if rcond is None and not keep_q and b.shape[-1] <= columns:
-        root, d, x = least_squares.factor_and_solve_without_q(a_, b_, ridge_)
-        system = System(a, ridge, None, root, d, None)
+    keep_q = forward_mode or rows <= columns
+    if rcond is None and not forward_mode and b.shape[-1] <= columns:
+        size = unit(jnp.max(magnitudes(b_), axis=-2, keepdims=True)).astype(b.dtype)
+        factors = least_squares.factor_and_solve_without_q(a_, b_ / size, ridge_)
+        root, d, reflectors, x = factors
+        x = x * size
+        system = System(a, ridge, None, root, d, reflectors)
         r = b_ - matmul(a_, x)
         spanned = rules.spans(lax.stop_gradient(system))
         solution = (r if spanned is None else jnp.where(spanned, 0, r)), x * d
@@ -372,7 +378,8 @@ def _rank(system: System) -> Array:
     if system.rcond is not None:
         return rank(system.root)[..., 0, 0].astype(jnp.int32)
     (u,) = system.root
-    return jnp.sum(~dependent_columns(u), axis=-1, dtype=jnp.int32)
+    independent: Array = jnp.sum(~dependent_columns(u), axis=-1, dtype=jnp.int32)
+    return independent
 
 
 def _covariance(system: System, forward_mode: bool) -> Array:
@@ -381,11 +388,14 @@ def _covariance(system: System, forward_mode: bool) -> Array:
     m, n = a.shape[-2:]
     wide = rules.is_adjoint(system)
     r, x = operators(forward_mode).solve(system, None, _identity(m if wide else n, a) / d)
+    covariance: Array
     if not wide:
-        return -x / d
-    if ridge is None:
-        return matmul(r, adjoint(r))  # r is A^+
-    return (_identity(n, a) - matmul(r, a)) / ridge.astype(a.dtype)
+        covariance = -x / d
+    elif ridge is None:
+        covariance = matmul(r, adjoint(r))  # r is A^+
+    else:
+        covariance = (_identity(n, a) - matmul(r, a)) / ridge.astype(a.dtype)
+    return covariance
 
 
 def _identity(n: int, a: Array) -> Array:
