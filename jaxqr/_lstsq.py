@@ -20,7 +20,14 @@ from jaxqr._arguments import (
     require_rank,
     result_dtype,
 )
-from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, varying_alike
+from jaxqr._autodiff import (
+    NO_TAYLOR,
+    Arrays,
+    MaybeArrays,
+    Wiring,
+    differentiated,
+    varying_alike,
+)
 from jaxqr._forward import least_squares
 from jaxqr._linalg.augmented import rank, solve_augmented, solve_augmented_without_q
 from jaxqr._linalg.dependence import dependent_columns, first_dependent
@@ -471,6 +478,20 @@ class Solution:
         """(dr, dx)."""
         solved, dots = self.structure.unflatten(residuals), self.structure.unflatten(tangents)
         return rules.pushforward(operators(self.forward_mode), solved, dots)
+
+    def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
+        """The series of (r, x)."""
+        terms = [self.structure.unflatten(term) for term in args]
+        if terms[0].system.rcond is not None:
+            raise NotImplementedError(f"lstsq with rcond {NO_TAYLOR}")
+        r, x = wire(self)(*args[0])
+        terms[0] = terms[0]._replace(r=r, x=x)
+        return list(zip(*rules.taylor(operators(True), terms), strict=True))
+
+    def recovered(self, residuals: list[Arrays]) -> tuple[list[Arrays], Arrays | None]:
+        """The series of the arguments, and (r, x)."""
+        solved = self.structure.unflatten(residuals[0])
+        return residuals, (solved.r, solved.x)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,13 +20,13 @@ from jaxqr._arguments import (
     require_rank,
     result_dtype,
 )
-from jaxqr._autodiff import Arrays, MaybeArrays, differentiated
+from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, differentiated
 from jaxqr._forward import pivoting
 from jaxqr._forward.pivoting import take_columns
-from jaxqr._linalg.batching import over_matrices, unless_any
+from jaxqr._linalg.batching import over_leading_axes, over_matrices, unless_any
 from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._linalg.scaling import is_extreme
-from jaxqr._rules import partial_qr
+from jaxqr._rules import partial_qr, taylor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +79,27 @@ class PivotedQR:
             b_bar = over_matrices(partial_qr.pullback)(q, r, self._beyond(kept, p), *cotangents[:2])
         return (take_columns(b_bar, jnp.argsort(p, axis=-1)),)
 
+    def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
+        """The series of (q, r), or (r,), for the pivots p of the first term, which comes last."""
+        mode = "reduced" if self.mode == "r" else self.mode
+        q0, r0, p = wire(dataclasses.replace(self, mode=mode))(*args[0])
+        b = [take_columns(term, p) for term, *_ in args]
+        qs, rs = over_leading_axes(functools.partial(taylor.qr, k=self.k))(q0, r0, b)
+        terms = list(zip(rs, strict=True) if self.mode == "r" else zip(qs, rs, strict=True))
+        return [(*terms[0], p), *terms[1:]]
+
+    def recovered(self, residuals: list[Arrays]) -> tuple[list[Arrays], Arrays | None]:
+        """The series of (a,), and the outputs, where Q is among them."""
+        if self.mode == "r":
+            return [(a,) for _, _, a in residuals], None
+        outputs = residuals[0][:3]
+        if len(residuals[0]) > 3:
+            return [(a,) for *_, a in residuals], outputs
+        qs, rs, (p, *_) = map(list, zip(*residuals, strict=True))
+        back = jnp.argsort(p, axis=-1)
+        terms = [take_columns(taylor.product(qs, rs, d), back) for d in range(len(qs))]
+        return [(a,) for a in terms], outputs
+
     def _beyond(self, kept: list[Array], p: Array) -> Array | None:
         """The columns of B = A[:, p] beyond the k-th, where they are more than Q V."""
         return take_columns(kept[0], p[..., self.k :]) if kept else None
@@ -93,16 +114,23 @@ class RandomlyPivotedQR(PivotedQR):
     """Likewise; a second argument, the noise in the choice of pivots, is constant."""
 
     def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
-        """As without noise."""
-        return super().residuals(args[:1], outputs)
+        """As without noise, and the noise."""
+        a, noise = args
+        return (*super().residuals((a,), outputs), noise)
 
     def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
         """As without noise."""
-        return super().pushforward(residuals, tangents[:1])
+        return super().pushforward(residuals[:-1], tangents[:1])
 
     def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
         """(a_bar, None)."""
-        return *super().pullback(residuals, cotangents), None
+        return *super().pullback(residuals[:-1], cotangents), None
+
+    def recovered(self, residuals: list[Arrays]) -> tuple[list[Arrays], Arrays | None]:
+        """The series of (a, noise), and the outputs, where Q is among them."""
+        args, outputs = super().recovered([term[:-1] for term in residuals])
+        noises = [term[-1] for term in residuals]
+        return [(a, noise) for (a,), noise in zip(args, noises, strict=True)], outputs
 
 
 def _is_extreme(x: Array, r: Array, *_: Any) -> Array:

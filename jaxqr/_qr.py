@@ -27,13 +27,13 @@ from jaxqr._arguments import (
     require_rank,
     result_dtype,
 )
-from jaxqr._autodiff import Arrays, MaybeArrays, differentiated
+from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, differentiated
 from jaxqr._forward import METHODS
 from jaxqr._linalg.batching import over_leading_axes, over_matrices, unless_any
 from jaxqr._linalg.dependence import dependent_columns
 from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._linalg.scaling import is_extreme
-from jaxqr._rules import partial_qr
+from jaxqr._rules import partial_qr, taylor
 
 # The mode in which the triangular factor comes alone.
 Alone = TypeVar("Alone", Literal["r"], Literal["l"], contravariant=True)
@@ -147,6 +147,25 @@ class QR:
         if self.dependent == "hold":
             pull = _where_dependent(pull, functools.partial(_pull_held, both))
         return (self.mirror.q(pull(q, r, *bars)),)
+
+    def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
+        """The series of (q, r), or of (r,): of the factors in reduced mode."""
+        mode = "reduced" if self.mode == "r" else self.mode
+        q0, r0 = wire(dataclasses.replace(self, mode=mode))(*args[0])
+        a = [self.mirror.of(term) for (term,) in args]
+        expand = over_leading_axes(functools.partial(taylor.qr, k=min(a[0].shape[-2:])))
+        qs, rs = expand(self.mirror.of(q0), self.mirror.r(r0), a)
+        return [
+            self._out((r,) if self.mode == "r" else (q, r)) for q, r in zip(qs, rs, strict=True)
+        ]
+
+    def recovered(self, residuals: list[Arrays]) -> tuple[list[Arrays], Arrays | None]:
+        """The series of (a,), and the factors, where Q is among them."""
+        first, rs = map(list, zip(*residuals, strict=True))
+        if self.mode == "r":
+            return [(self.mirror.q(a),) for a in first], None
+        terms = [taylor.product(first, rs, d) for d in range(len(rs))]
+        return [(self.mirror.q(a),) for a in terms], self._out(residuals[0])
 
     # R alone, of what the mirror shows. Where columns depend on others, Q is applied by reflectors.
 

@@ -148,6 +148,31 @@ def pushforward(apply: Operators, solved: Solved, tangents: Solved) -> tuple[Arr
     return dr, dx if turned is None else dx + turned
 
 
+def taylor(apply: Operators, terms: Sequence[Solved]) -> tuple[list[Array], list[Array]]:
+    """The series of r and x from that of a solved system of full rank: a solve each order.
+
+    Of its first term the solution is read, of the others A, ridge, f and g. M_0 (r_d, x_d) is
+    (f_d, g_d) - sum_{0<i<=d} M_i (r_{d-i}, x_{d-i}).
+    """
+    (system, _, _, r0, x0), rest = terms[0], terms[1:]
+    rs, xs, unit = [r0], [x0], system.d
+    coefficients = [matrix(system, term.system.a) for term in rest]
+    units = jnp.broadcast_to(unit, (*x0.shape[:-1], 1))
+    for d, (dot, f, g, _, _) in enumerate(rest, 1):
+        wide, tall = (jnp.concatenate(coefficients[:d], axis) for axis in (-1, -2))
+        x, r = (jnp.concatenate(known[::-1], axis=-2) for known in (xs, rs))
+        f = _sum(f, -times(wide, jnp.concatenate([units] * d, axis=-2), x))
+        g = _sum(g, -adjoint_times(tall, unit, r))
+        if dot.ridge is not None:
+            for term, x in zip(rest[:d], xs[::-1], strict=True):
+                assert term.system.ridge is not None
+                g = g + term.system.ridge.astype(x.dtype) * (x / unit) / unit
+        r, x = apply.solve(system, f, g)
+        rs.append(r)
+        xs.append(x)
+    return rs, xs
+
+
 def pullback_of_null_part(
     apply: Operators, system: System, t: Array, s: Array, s_bar: Array
 ) -> tuple[System, Array]:
