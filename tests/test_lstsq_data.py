@@ -197,8 +197,8 @@ def test_auto_keeps_years_and_a_constant():
     a = np.stack([np.ones_like(years), years], axis=1).astype("float32")
     b = (0.5 * years - 900).astype("float32")
     assert abs(float(jaxqr.lstsq(a, b, rcond="auto")[1]) - 0.5) < 1e-2
-    twice = np.concatenate([a, a[:, 1:]], axis=1)
-    assert jaxqr.lstsq(twice, b, rcond="auto", full=True).rank == 2
+    twice = np.concatenate([a, a[:, 1:]], axis=1)[::200]
+    assert jaxqr.lstsq(twice, b[::200], rcond="auto", full=True).rank == 2
 
 
 @pytest.mark.parametrize("options", [{"rcond": 1e-10}, {}, {"ridge": 0.1}], ids=str)
