@@ -9,7 +9,7 @@ from jax.lax.linalg import householder_product
 from jax.lax.linalg import qr as jax_qr
 
 from jaxqr._forward import householder
-from jaxqr._linalg.products import adjoint, matmul
+from jaxqr._linalg.products import adjoint, project
 from jaxqr._linalg.reflectors import abs2, magnitude, reflector
 
 
@@ -89,7 +89,7 @@ def _eliminate(a: Array, k: int, noise: Array | None) -> tuple[Array, Array, Arr
         p = p.at[pivot].set(p[j]).at[j].set(p[pivot])
 
         v, tau, beta = reflector(a[:, j], j, row)
-        inner = matmul(adjoint(v[:, None]), a)
+        inner = adjoint(project(a, v[:, None]))
         updated = a - jnp.conj(tau) * v[:, None] * inner
         a = jnp.where((column > j)[None, :], updated, a)
         stored = jnp.where(row > j, v, jnp.where(row == j, beta.astype(a.dtype), a[:, j]))
