@@ -287,11 +287,24 @@ batching.primitive_batchers[pushforward_p] = _batch
 
 function_p = Primitive("jaxqr_function")
 pullback_p = Primitive("jaxqr_pullback")
+constant_p = Primitive("jaxqr_constant")
 
 
 def _function(*args: Array, rule: Any, forward: bool) -> Arrays:
     traced = jax.make_jaxpr(rule.forward)(*map(jax.typeof, args))
     return tuple(function_p.bind(*args, traced=traced, rule=rule, forward=forward))
+
+
+def constant(f: Callable[..., Any], *args: Any) -> Any:
+    """F of trees of arrays that count as constant; neither derivatives nor series look inside."""
+    leaves, structure = jax.tree.flatten(lax.stop_gradient(args))
+
+    def of_leaves(*leaves: Array) -> Any:
+        return f(*jax.tree.unflatten(structure, leaves))
+
+    trace = jax.make_jaxpr(of_leaves, return_shape=True)
+    traced, shapes = trace(*map(jax.typeof, leaves))
+    return jax.tree.unflatten(jax.tree.structure(shapes), constant_p.bind(*leaves, traced=traced))
 
 
 def _wired(rule: Any, forward: bool) -> Callable[..., Arrays]:
@@ -334,6 +347,11 @@ def _batch_function(args: Any, dims: Any, *, rule: Any, forward: bool, traced: A
     return out, (0,) * len(out)
 
 
+def _batch_constant(operands: Any, dims: Any, *, traced: Any) -> Any:
+    out = constant(jax.vmap(jaxpr_as_fun(traced), in_axes=tuple(dims)), *operands)
+    return out, (0,) * len(out)
+
+
 def _batch_pullback(
     operands: Any, dims: Any, *, rule: Any, present: tuple[bool, ...], **_: Any
 ) -> Any:
@@ -360,7 +378,7 @@ def _transpose_pullback(
     return [None] * count + list(transposed([ad.instantiate_zeros(c) for c in cotangents]))
 
 
-for _primitive in (function_p, pullback_p):
+for _primitive in (function_p, pullback_p, constant_p):
     _primitive.multiple_results = True
     _primitive.def_impl(_traced)
     _primitive.def_abstract_eval(lambda *_, traced, **__: traced.out_avals)
@@ -370,6 +388,7 @@ ad.primitive_jvps[pullback_p] = _jvp_of_pullback
 ad.primitive_transposes[pullback_p] = _transpose_pullback
 batching.primitive_batchers[function_p] = _batch_function
 batching.primitive_batchers[pullback_p] = _batch_pullback
+batching.primitive_batchers[constant_p] = _batch_constant
 
 
 # Taylor coefficients. A series is a list of tuples of arrays, one of each order.

@@ -25,6 +25,7 @@ from jaxqr._autodiff import (
     Arrays,
     MaybeArrays,
     Wiring,
+    constant,
     differentiated,
     varying_alike,
 )
@@ -361,20 +362,20 @@ def _solved(
 
     Which factorization, and which parts of it the derivatives are to keep.
     """
-    a_, b_, ridge_, rcond_ = lax.stop_gradient((a, b, ridge, rcond))
+    a_, b_ = lax.stop_gradient((a, b))
     rows, columns = a.shape[-2:]
     if rcond is None and rows < columns:
         # The shortest solution is the augmented system's r for the matrix A^H and g = b.
-        root, d, q = least_squares.factor(adjoint(a_), ridge_, None)
+        root, d, q = constant(least_squares.factor, adjoint(a), ridge, None)
         system = System(a, ridge, None, root, d, q)
-        solution = _solution(lax.stop_gradient(system), None, b_ / d)
+        solution = constant(_solution, system, None, b / d)
         x, y = derive(Solved(system, None, b / d, *solution), forward_mode)
         r = jnp.zeros_like(b) if ridge is None else -ridge.astype(a.dtype) * (y / d)
         return r, x, system
     keep_q = forward_mode or rows <= columns
     if rcond is None and not forward_mode and b.shape[-1] <= columns:
         size = unit(jnp.max(magnitudes(b_), axis=-2, keepdims=True)).astype(b.dtype)
-        factors = least_squares.factor_and_solve_without_q(a_, b_ / size, ridge_)
+        factors = constant(least_squares.factor_and_solve_without_q, a, b / size, ridge)
         root, d, reflectors, x = factors
         x = x * size
         system = System(a, ridge, None, root, d, reflectors)
@@ -382,9 +383,9 @@ def _solved(
         spanned = rules.spans(lax.stop_gradient(system))
         solution = (r if spanned is None else jnp.where(spanned, 0, r)), x * d
     else:
-        root, d, q = least_squares.factor(a_, ridge_, rcond_)
-        system = System(a, ridge, rcond_, root, d, q if keep_q else None)
-        solution = _solution(lax.stop_gradient(system._replace(q=q)), b_, None)
+        root, d, q = constant(least_squares.factor, a, ridge, rcond)
+        system = System(a, ridge, lax.stop_gradient(rcond), root, d, q if keep_q else None)
+        solution = constant(_solution, system._replace(q=q), b, None)
     r, x = derive(Solved(system, b, None, *solution), forward_mode)
     return r, x / d, system
 
@@ -434,7 +435,7 @@ def operators(forward_mode: bool) -> Operators:
     """M^+ and N in one of the two wirings."""
 
     def solve(system: System, f: Array | None, g: Array | None) -> tuple[Array, Array]:
-        solution = _solution(*lax.stop_gradient((system, f, g)))
+        solution = constant(_solution, system, f, g)
         return derive(Solved(system, f, g, *solution), forward_mode)
 
     def null_part(system: System, t: Array) -> Array:
