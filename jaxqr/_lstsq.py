@@ -491,12 +491,13 @@ class Solution:
 
     def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
         """The series of (r, x)."""
-        terms = [self.structure.unflatten(term) for term in args]
-        if terms[0].system.rcond is not None:
+        solved = self.structure.unflatten(args[0])
+        if solved.system.rcond is not None:
             raise NotImplementedError(f"lstsq with rcond {NO_TAYLOR}")
         r, x = wire(self)(*args[0])
-        terms[0] = terms[0]._replace(r=r, x=x)
-        return list(zip(*rules.taylor(operators(True), terms), strict=True))
+        terms = self.structure.unflatten([jnp.stack(leaf) for leaf in zip(*args, strict=True)])
+        rs, xs = rules.taylor(operators(True), solved._replace(r=r, x=x), terms)
+        return list(zip(rs, xs, strict=True))
 
     def recovered(self, residuals: list[Arrays]) -> tuple[list[Arrays], Arrays | None]:
         """The series of the arguments, and (r, x)."""

@@ -83,8 +83,9 @@ class PivotedQR:
         """The series of (q, r), or (r,), for the pivots p of the first term, which comes last."""
         mode = "reduced" if self.mode == "r" else self.mode
         q0, r0, p = wire(dataclasses.replace(self, mode=mode))(*args[0])
-        b = [take_columns(term, p) for term, *_ in args]
-        qs, rs = over_leading_axes(functools.partial(taylor.qr, k=self.k))(q0, r0, b)
+        b = taylor.stacked([take_columns(a, p) for a, *_ in args])
+        expand = over_leading_axes(functools.partial(taylor.qr, k=self.k))
+        qs, rs = map(taylor.unstacked, expand(q0, r0, b))
         terms = list(zip(rs, strict=True) if self.mode == "r" else zip(qs, rs, strict=True))
         return [(*terms[0], p), *terms[1:]]
 
@@ -96,9 +97,9 @@ class PivotedQR:
         if len(residuals[0]) > 3:
             return [(a,) for *_, a in residuals], outputs
         qs, rs, (p, *_) = map(list, zip(*residuals, strict=True))
+        b = taylor.product(taylor.stacked(qs), taylor.stacked(rs))
         back = jnp.argsort(p, axis=-1)
-        terms = [take_columns(taylor.product(qs, rs, d), back) for d in range(len(qs))]
-        return [(a,) for a in terms], outputs
+        return [(take_columns(x, back),) for x in taylor.unstacked(b)], outputs
 
     def _beyond(self, kept: list[Array], p: Array) -> Array | None:
         """The columns of B = A[:, p] beyond the k-th, where they are more than Q V."""
@@ -231,11 +232,12 @@ def pivoted_qr(
     one_of("pivoted_qr", "method", method, ("auto", "householder"))
     if rank is not None:
         _check_rank_argument(rank, mode, a)
+    k = min(a.shape[-2:]) if rank is None else int(rank)
     *q, r, p = _factors(
         a,
-        _check_temperature(temperature, key),
+        _noise(a, k, temperature, key),
         mode=mode,
-        k=min(a.shape[-2:]) if rank is None else int(rank),
+        k=k,
         forward_mode=forward_mode,
         positive_diagonal=positive_diagonal,
     )
@@ -263,8 +265,8 @@ def _check_rank_argument(rank: Any, mode: str, a: Array) -> None:
         )
 
 
-def _check_temperature(temperature: Any, key: Any) -> tuple[Array, Array] | None:
-    """(temperature, key), or None for pivots that are not random."""
+def _noise(a: Array, k: int, temperature: Any, key: Any) -> Array | None:
+    """The noise in the choice of pivots, (..., k, n), constant; None if they are not random."""
     if temperature is None and key is None:
         return None
     if temperature is None or key is None:
@@ -276,13 +278,15 @@ def _check_temperature(temperature: Any, key: Any) -> tuple[Array, Array] | None
     heat = level("pivoted_qr", "temperature", temperature)
     if heat.ndim:
         raise ValueError(f"pivoted_qr expects temperature to be a scalar. Got shape {heat.shape}.")
-    return heat, key
+    real = jnp.finfo(compute_dtype(a.dtype)).dtype
+    gumbel = jax.random.gumbel(key, (*a.shape[:-2], k, a.shape[-1]), real)
+    return lax.stop_gradient(heat.astype(real) * gumbel)
 
 
 @functools.partial(jax.jit, static_argnames=("mode", "k", "forward_mode", "positive_diagonal"))
 def _factors(
     a: Array,
-    random: tuple[Array, Array] | None,
+    noise: Array | None,
     *,
     mode: str,
     k: int,
@@ -290,14 +294,10 @@ def _factors(
     positive_diagonal: bool,
 ) -> Arrays:
     scalar = compute_dtype(a.dtype)
-    if random is None:
+    if noise is None:
         rule = PivotedQR(mode, k, positive_diagonal)
         *factors, p = differentiated(rule, forward_mode)(a.astype(scalar))
     else:
-        temperature, key = random
-        real = jnp.finfo(scalar).dtype
-        noise = jax.random.gumbel(key, (*a.shape[:-2], k, a.shape[-1]), real)
-        noise = lax.stop_gradient(temperature.astype(real) * noise)
         rule = RandomlyPivotedQR(mode, k, positive_diagonal)
         *factors, p = differentiated(rule, forward_mode)(a.astype(scalar), noise)
     dtype = result_dtype(a.dtype)

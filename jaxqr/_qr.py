@@ -152,20 +152,19 @@ class QR:
         """The series of (q, r), or of (r,): of the factors in reduced mode."""
         mode = "reduced" if self.mode == "r" else self.mode
         q0, r0 = wire(dataclasses.replace(self, mode=mode))(*args[0])
-        a = [self.mirror.of(term) for (term,) in args]
-        expand = over_leading_axes(functools.partial(taylor.qr, k=min(a[0].shape[-2:])))
-        qs, rs = expand(self.mirror.of(q0), self.mirror.r(r0), a)
-        return [
-            self._out((r,) if self.mode == "r" else (q, r)) for q, r in zip(qs, rs, strict=True)
-        ]
+        a = self.mirror.of(taylor.stacked([a for (a,) in args]))
+        expand = over_leading_axes(functools.partial(taylor.qr, k=min(a.shape[-2:])))
+        series = expand(self.mirror.of(q0), self.mirror.r(r0), a)
+        terms = zip(*map(taylor.unstacked, series), strict=True)
+        return [self._out((r,) if self.mode == "r" else (q, r)) for q, r in terms]
 
     def recovered(self, residuals: list[Arrays]) -> tuple[list[Arrays], Arrays | None]:
         """The series of (a,), and the factors, where Q is among them."""
         first, rs = map(list, zip(*residuals, strict=True))
         if self.mode == "r":
             return [(self.mirror.q(a),) for a in first], None
-        terms = [taylor.product(first, rs, d) for d in range(len(rs))]
-        return [(self.mirror.q(a),) for a in terms], self._out(residuals[0])
+        a = taylor.product(taylor.stacked(first), taylor.stacked(rs))
+        return [(self.mirror.q(x),) for x in taylor.unstacked(a)], self._out(residuals[0])
 
     # R alone, of what the mirror shows. Where columns depend on others, Q is applied by reflectors.
 
