@@ -13,7 +13,9 @@ from jax.typing import ArrayLike
 from jaxqr._arguments import (
     as_array,
     as_matrices,
+    by_name,
     compute_dtype,
+    flags,
     is_number_zero,
     level,
     result_dtype,
@@ -26,6 +28,7 @@ from jaxqr._rules import least_squares as rules
 from jaxqr._rules.least_squares import Operators, Solved, System
 
 
+@by_name
 def lstsq(
     a: ArrayLike,
     b: ArrayLike,
@@ -60,7 +63,8 @@ def lstsq(
 
     Raises:
         ValueError: a has fewer than two axes; b none; rows or batch axes do not match; rcond is
-            not a scalar; rcond and ridge are both given; one of them is known to be negative.
+            not a scalar; rcond and ridge are both given; one of them is known to be negative, or
+            rcond not to be in 0..1.
         TypeError: an argument is not an array of numbers; rcond or ridge is complex.
 
     All of it is done by orthogonal factorization, the ridge by that of [A; sqrt(ridge) I]. Deep
@@ -98,7 +102,8 @@ def lstsq(
     a = as_matrices("lstsq", "a", a)
     b = as_array("lstsq", "b", b)
     shift = None if is_number_zero(ridge) else level("lstsq", "ridge", ridge)
-    cut = None if rcond is None else level("lstsq", "rcond", rcond)
+    cut = None if rcond is None else level("lstsq", "rcond", rcond, most=1)
+    flags("lstsq", forward_mode=forward_mode)
     if cut is not None and cut.ndim:
         raise ValueError(f"lstsq expects rcond to be a scalar. Got shape {cut.shape}.")
     if cut is not None and shift is not None:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import Any, Literal, Unpack, overload
+import operator
+from typing import Any, Literal, SupportsIndex, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,13 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxqr._arguments import (
-    Method,
     Options,
     as_matrices,
+    by_name,
     compute_dtype,
     first_lost_rank,
+    flags,
+    known_mode,
     one_of,
     require_rank,
     result_dtype,
@@ -98,27 +101,34 @@ def _pull_r(x: Array, r: Array, y: Array | None, r_bar: Array, *, extreme: bool 
     return b_bar
 
 
+class PivotedOptions(Options, total=False):
+    """The keywords of pivoted_qr."""
+
+    rank: SupportsIndex | None
+    method: Literal["auto", "householder"]
+
+
 @overload
 def pivoted_qr(
     a: ArrayLike,
     *,
     mode: Literal["reduced", "complete"] = ...,
-    rank: int | None = ...,
-    **options: Unpack[Options],
+    **options: Unpack[PivotedOptions],
 ) -> tuple[Array, Array, Array]: ...
 @overload
 def pivoted_qr(
-    a: ArrayLike, *, mode: Literal["r"], rank: int | None = ..., **options: Unpack[Options]
+    a: ArrayLike, *, mode: Literal["r"], **options: Unpack[PivotedOptions]
 ) -> tuple[Array, Array]: ...
+@by_name
 def pivoted_qr(
     a: ArrayLike,
     *,
     mode: Literal["reduced", "complete", "r"] = "reduced",
-    rank: int | None = None,
+    rank: SupportsIndex | None = None,
     forward_mode: bool = False,
     positive_diagonal: bool = False,
     check_rank: bool = False,
-    method: Method = "auto",
+    method: Literal["auto", "householder"] = "auto",
 ) -> tuple[Array, Array, Array] | tuple[Array, Array]:
     """QR with column pivoting, A[:, p] = Q R, differentiable for every shape.
 
@@ -133,7 +143,9 @@ def pivoted_qr(
             R (..., m, n); "r" for R (..., k, n) alone, and then Q is never formed.
         rank: a static integer in 1..min(m, n): stop after so many pivots. Q R is then an
             approximation of A[:, p] of that rank.
-        forward_mode, positive_diagonal, check_rank, method: as in :func:`jaxqr.qr`.
+        forward_mode, positive_diagonal, check_rank: as in :func:`jaxqr.qr`.
+        method: "auto" or "householder", which are the same here: Householder's algorithm, by
+            LAPACK's geqp3 on a CPU and in plain XLA elsewhere.
 
     Returns:
         ``(q, r, p)``, or ``(r, p)`` in mode "r": ``jnp.take(a, p, axis=-1)`` is ``q @ r`` (for one
@@ -142,7 +154,8 @@ def pivoted_qr(
     Raises:
         ValueError: a has fewer than two axes; an unknown mode or method; rank outside
             1..min(m, n); rank together with mode "complete".
-        TypeError: a is not an array of numbers; rank is not an integer.
+        TypeError: a is not an array of numbers; rank is not an integer; an option is not of its
+            type.
 
     The derivative is that of :func:`jaxqr.qr` at A[:, p] with p held fixed (Roberts and Roberts,
     arXiv:2009.10071, eqs. 3, 9, 10, 21, 26). It exists where A has full rank, or at least rank k;
@@ -162,14 +175,19 @@ def pivoted_qr(
     False
     """
     a = as_matrices("pivoted_qr", "a", a)
-    one_of("pivoted_qr", "mode", mode, ("reduced", "complete", "r"))
+    known_mode("pivoted_qr", mode, "r")
     one_of("pivoted_qr", "method", method, ("auto", "householder"))
-    if rank is not None:
-        _check_rank_argument(rank, mode, a)
+    flags(
+        "pivoted_qr",
+        forward_mode=forward_mode,
+        positive_diagonal=positive_diagonal,
+        check_rank=check_rank,
+    )
+    k = min(a.shape[-2:]) if rank is None else _rank(rank, mode, a)
     *q, r, p = _factors(
         a,
         mode=mode,
-        k=min(a.shape[-2:]) if rank is None else int(rank),
+        k=k,
         forward_mode=forward_mode,
         positive_diagonal=positive_diagonal,
     )
@@ -180,12 +198,22 @@ def pivoted_qr(
     return (*q, r, p)
 
 
-def _check_rank_argument(rank: Any, mode: str, a: Array) -> None:
-    if not isinstance(rank, int) or isinstance(rank, bool):
+def _rank(given: Any, mode: str, a: Array) -> int:
+    """The argument as an int."""
+    try:
+        rank = operator.index(given)
+    except TypeError:
+        rank = None
+    if rank is None or isinstance(given, bool):
         raise TypeError(
-            f"pivoted_qr expects rank to be an int, known when it is traced. Got {rank!r}."
+            f"pivoted_qr expects rank to be an int, known when it is traced. Got {given!r}."
         )
     largest = min(a.shape[-2:])
+    if not largest:
+        raise ValueError(
+            "pivoted_qr expects no rank where a is empty. Got a of shape "
+            f"{a.shape} and rank {rank}."
+        )
     if not 1 <= rank <= largest:
         raise ValueError(
             f"pivoted_qr expects rank to be in 1..{largest} for a of shape {a.shape}. Got {rank}."
@@ -195,6 +223,7 @@ def _check_rank_argument(rank: Any, mode: str, a: Array) -> None:
             'pivoted_qr expects no rank in mode "complete", which completes Q to a square. '
             f"Got rank {rank}; use mode 'reduced'."
         )
+    return rank
 
 
 @functools.partial(jax.jit, static_argnames=("mode", "k", "forward_mode", "positive_diagonal"))
