@@ -255,6 +255,11 @@ class Solution:
     structure: Any
     forward_mode: bool
 
+    @property
+    def caller(self) -> str:
+        """The public function."""
+        return "lstsq"
+
     def forward(self, *args: Array) -> Arrays:
         """(r, x)."""
         solved = self.structure.unflatten(args)
@@ -283,6 +288,11 @@ class NullPart:
 
     structure: Any
     forward_mode: bool
+
+    @property
+    def caller(self) -> str:
+        """The public function."""
+        return "lstsq"
 
     def forward(self, *args: Array) -> Arrays:
         """(N t,), by the factor and not by A: what is zero must be zero to the last digit."""

@@ -39,6 +39,11 @@ class PivotedQR:
     k: int
     positive_diagonal: bool
 
+    @property
+    def caller(self) -> str:
+        """The public function."""
+        return "pivoted_qr"
+
     def forward(self, a: Array) -> Arrays:
         """(q, r, p), or (r, p)."""
         *factors, p = pivoting.pivoted_qr(a, self.mode, self.k)

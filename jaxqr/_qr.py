@@ -103,6 +103,11 @@ class QR:
     method: str
     dependent: str | None
 
+    @property
+    def caller(self) -> str:
+        """The public function."""
+        return self.mirror.name
+
     def forward(self, a: Array) -> Arrays:
         """(q, r), or (r,)."""
         factors = _forward.qr(self.mirror.of(a), self.mode, self.method)
