@@ -38,11 +38,7 @@ class PivotedQR:
     mode: str
     k: int
     positive_diagonal: bool
-
-    @property
-    def caller(self) -> str:
-        """The public function."""
-        return "pivoted_qr"
+    caller = "pivoted_qr"
 
     def forward(self, a: Array) -> Arrays:
         """(q, r, p), or (r, p)."""
