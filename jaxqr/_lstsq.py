@@ -223,7 +223,7 @@ def _check_shapes(a: Array, b: Array, ridge: Array | None, vectors: bool) -> Non
         raise ValueError(f"lstsq expects a (..., m, n) and b to have the same m rows. {got}")
     shapes = [a.shape[:-2], b.shape[: -1 if vectors else -2], () if ridge is None else ridge.shape]
     try:
-        np.broadcast_shapes(*shapes)
+        jnp.broadcast_shapes(*shapes)
     except ValueError:
         also = "" if ridge is None else f" And ridge of shape {ridge.shape}."
         raise ValueError(
@@ -269,7 +269,7 @@ def _real_or_complex(
     """Of a and b of one type, with their batch axes broadcast against each other."""
     (m, n), nrhs = a.shape[-2:], b.shape[-1]
     of_ridge = () if ridge is None else ridge.shape
-    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2], of_ridge)
+    batch = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2], of_ridge)
     if 0 in (*batch, m, n, nrhs):
         return _of_nothing(a, b, ridge, batch), first_dependent(a[..., :0, :0])
     if a.ndim == 2 and b.ndim > 2 and of_ridge == ():  # one matrix: more b are more columns

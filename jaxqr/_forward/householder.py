@@ -7,10 +7,10 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.lax.linalg import ormqr
 from jax.numpy.linalg import qr as jax_qr
 
 from jaxqr._linalg.phases import with_positive_diagonal
+from jaxqr._linalg.unitary import apply_q, apply_q_adjoint
 
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:
@@ -24,7 +24,7 @@ def triangle_and_product(a: Array, b: Array) -> tuple[Array, Array]:
     """U and the first n rows of Q^H B without Q, for a (..., m, n), m >= n, and b (..., m, p)."""
     transposed, taus = jax_qr(a, mode="raw")
     reflectors, n = transposed.mT, a.shape[-1]
-    c = ormqr(reflectors, taus, b, left=True, transpose=True)
+    c = apply_q_adjoint(reflectors, taus, b)
     return jnp.triu(reflectors[..., :n, :]), c[..., :n, :]
 
 
@@ -39,13 +39,13 @@ def q_times(reflectors: Any, c: Array) -> Array:
     """Q C for the first k columns of Q and c (..., k, n): Q is applied, not formed."""
     v, taus = reflectors
     rows = [(0, 0)] * (c.ndim - 2) + [(0, v.shape[-2] - c.shape[-2]), (0, 0)]
-    return ormqr(v, taus, jnp.pad(c, rows), left=True, transpose=False)
+    return apply_q(v, taus, jnp.pad(c, rows))
 
 
 def q_adjoint_times(reflectors: Any, b: Array) -> Array:
     """Q^H B for the first k columns of Q and b (..., m, n)."""
     v, taus = reflectors
-    return ormqr(v, taus, b, left=True, transpose=True)[..., : v.shape[-1], :]
+    return apply_q_adjoint(v, taus, b)[..., : v.shape[-1], :]
 
 
 def real_diagonal(*factors: Array) -> tuple[Array, ...]:
