@@ -5,6 +5,18 @@ from jaxqr._lq import lq, ql, rq
 from jaxqr._lstsq import lstsq
 from jaxqr._pivoted import pivoted_qr
 from jaxqr._qr import qr
+from jaxqr._schur import qz, schur
 
-__all__ = ["distributed", "lq", "lstsq", "pivoted_qr", "ql", "qr", "rq", "upstream"]
+__all__ = [
+    "distributed",
+    "lq",
+    "lstsq",
+    "pivoted_qr",
+    "ql",
+    "qr",
+    "qz",
+    "rq",
+    "schur",
+    "upstream",
+]
 __version__ = "0.1.0"

@@ -132,6 +132,21 @@ def differentiated(f: Any, forward: bool) -> Callable[..., Any]:
     return (forward_mode if forward else reverse_mode)(f)
 
 
+def watching_cotangents(watch: Callable[[Arrays, MaybeArrays], None]) -> Callable[..., Arrays]:
+    """The identity of several arrays; its pullback shows them and their cotangents to ``watch``."""
+
+    @jax.custom_vjp
+    def identity(*xs: Array) -> Arrays:
+        return xs
+
+    def bwd(xs: Arrays, cotangents: Arrays) -> Arrays:
+        watch(xs, _conj(cotangents))
+        return cotangents
+
+    identity.defvjp(lambda *xs: (xs, xs), bwd)
+    return identity
+
+
 # The primitive. Operands: the residuals, then the tangents that are not zero. Parameters: the
 # rule, and which tangents there are. It is linear in the tangents jointly.
 

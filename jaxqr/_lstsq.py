@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, cast
+from typing import Any, Literal, NamedTuple, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -16,57 +16,118 @@ from jaxqr._arguments import (
     compute_dtype,
     is_number_zero,
     level,
+    one_of,
+    require_rank,
     result_dtype,
 )
 from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, varying_alike
 from jaxqr._forward import least_squares
-from jaxqr._linalg.augmented import solve_augmented, solve_augmented_without_q
+from jaxqr._linalg.augmented import rank, solve_augmented, solve_augmented_without_q
+from jaxqr._linalg.dependence import dependent_columns, first_dependent
 from jaxqr._linalg.products import adjoint, matmul
+from jaxqr._linalg.reflectors import abs2
 from jaxqr._rules import least_squares as rules
 from jaxqr._rules.least_squares import Operators, Solved, System
+
+
+class LeastSquares(NamedTuple):
+    """What ``lstsq(..., full=True)`` returns; each field is differentiable but the rank."""
+
+    x: Any  # (..., n) or (..., n, nrhs)
+    rss: Any  # ||b - A x||^2, real, (...,) or (..., nrhs)
+    rank: Any  # (...,), integers
+    covariance: Any  # (A^H A + ridge I)^+, (..., n, n)
+
+
+# Whether rank was lost, the matrix of the batch and its column.
+Lost = tuple[Array, Array, Array]
+
+
+@overload
+def lstsq(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    rcond: ArrayLike | Literal["eps"] | None = None,
+    ridge: ArrayLike = 0.0,
+    forward_mode: bool = False,
+    check_rank: bool = False,
+    full: Literal[False] = False,
+) -> Array: ...
+
+
+@overload
+def lstsq(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    rcond: ArrayLike | Literal["eps"] | None = None,
+    ridge: ArrayLike = 0.0,
+    forward_mode: bool = False,
+    check_rank: bool = False,
+    full: Literal[True],
+) -> LeastSquares: ...
 
 
 def lstsq(
     a: ArrayLike,
     b: ArrayLike,
     *,
-    rcond: ArrayLike | None = None,
+    rcond: ArrayLike | Literal["eps"] | None = None,
     ridge: ArrayLike = 0.0,
     forward_mode: bool = False,
-) -> Array:
+    check_rank: bool = False,
+    full: bool = False,
+) -> Array | LeastSquares:
     """The x that minimizes ||A x - b||, and the shortest where there are many; differentiable.
+
+    It returns x itself, where NumPy, SciPy, ``jnp.linalg`` and torch return a tuple that begins
+    with it: ``lstsq(a, b)[0]`` is the first element of x here. ``full=True`` returns a tuple.
 
     Args:
         a: (..., m, n), real or complex, of any shape and of any type that :func:`jaxqr.qr` takes.
         b: right-hand sides: vectors (..., m) where b has one axis, or one axis less than a;
             matrices (..., m, nrhs) otherwise. The number of axes decides, never their lengths.
             The batch axes of a and b (and ridge) broadcast against each other. Many right-hand
-            sides of one matrix share its factorization, as (m, nrhs) or as a batch (..., m, nrhs)
-            beside a (m, n); under ``vmap`` over b alone they do not.
+            sides of one matrix share its factorization, as (m, nrhs), as a batch (..., m, nrhs)
+            beside a (m, n), and under ``vmap`` over b alone.
         rcond: None assumes that A has full rank, min(m, n); where it has not, the result is not
-            finite or has no correct digit. A number >= 0, which may be traced, finds the rank of
-            each matrix: the number of diagonal elements of the column-pivoted R with
-            |r_jj| > rcond |r_00|. What lies below is taken to be zero. Some multiple of
-            max(m, n) * eps is a good choice for data exact to the last digit.
+            finite, or finite and without a correct digit where rounding hides it: see
+            ``check_rank``. (None has another meaning in NumPy and jnp: "eps" is next to it.) A
+            number from 0 to 1, which may be traced, finds the rank of each matrix: the number of
+            diagonal elements of the column-pivoted R with |r_jj| > rcond |r_00|. What lies below
+            is taken to be zero. "eps", the spacing of the type, is what to begin with: it tells
+            dependent columns in data exact to the last digit, and keeps the good columns of tall
+            data in other units, which max(m, n) * eps drops (years and a constant, float32).
         ridge: real and >= 0: minimizes ||A x - b||^2 + ridge ||x||^2 instead, for A of any shape
             and, where ridge > 0, of any rank. A number, or one for each matrix of the batch
             (...,); it may be traced, is differentiable, at 0 too, and goes to 0 continuously where
-            A has full rank. Not together with rcond.
+            A has full rank. Where it is infinite, x is zero. Not together with rcond.
         forward_mode: as in :func:`jaxqr.qr`.
+        check_rank: True adds a ``jax.experimental.checkify`` check that names the first column (row
+            of wide A) that depends on those before it. Not together with rcond, which finds it.
+        full: True returns x among what else there is: see below.
 
     Returns:
         x (..., n), or (..., n, nrhs), in the type to which those of a and b promote. Half types are
-        computed in float32.
+        computed in float32. With ``full``, ``LeastSquares(x, rss, rank, covariance)``: the sum of
+        squares ||b - A x||^2 (...,) or (..., nrhs); the rank (...,) that was found, or without
+        rcond the number of columns (rows of wide A) that do not depend on those before them, where
+        [A; sqrt(ridge) I] stands for A; and (A^H A + ridge I)^+ (..., n, n), which times the
+        variance of the noise in b is the covariance of x (with a ridge, for m < n, not finite at
+        0). What is not used of it costs nothing under ``jit``.
 
     Raises:
         ValueError: a has fewer than two axes; b none; rows or batch axes do not match; rcond is
-            not a scalar; rcond and ridge are both given; one of them is known to be negative.
+            not a scalar; rcond and ridge, or rcond and check_rank, are both given; one of them is
+            known to be negative, or rcond to be beyond 1 or not a number.
         TypeError: an argument is not an array of numbers; rcond or ridge is complex.
 
-    All of it is done by orthogonal factorization, the ridge by that of [A; sqrt(ridge) I]. Deep
-    and square A (m >= n): the reflectors that make A triangular are applied to b as they are, so Q
-    is never formed: 2 m n^2 operations. Wide A: the LQ factorization. With rcond: column-pivoted QR
-    and a complete orthogonal decomposition, two to three times that.
+    All of it is done by orthogonal factorization, the ridge by that of A and sqrt(ridge) I, the
+    larger of the two above the other. Deep and square A (m >= n): the reflectors that make A
+    triangular are applied to b as they are, so Q is never formed: 2 m n^2 operations. Wide A: the
+    LQ factorization. With rcond: column-pivoted QR and a complete orthogonal decomposition, two to
+    three times that.
 
     The derivative is that of G. H. Golub and V. Pereyra, "The differentiation of pseudo-inverses
     and nonlinear least squares problems whose variables separate", SIAM J. Numer. Anal. 10 (1973),
@@ -78,7 +139,7 @@ def lstsq(
 
     It takes triangular solves and products with A: 8 m n nrhs operations for deep A. Nothing of
     the size of A is kept beside A but, for wide A or in forward mode, Q. Equal singular values
-    do no harm. Errors were seen to be at most three times those of explicit Q.
+    do no harm. @ACCURACY@
 
     >>> import jax, jax.numpy as jnp, jaxqr, numpy as np
     >>> a = jnp.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])  # a line through three points
@@ -89,27 +150,59 @@ def lstsq(
     >>> print(np.asarray(jax.grad(intercept)(b)).round(4))
     [ 0.8333  0.3333 -0.1667]
     >>> twice = jnp.concatenate([a, a], axis=1)  # rank 2 of 4
-    >>> print(np.asarray(jaxqr.lstsq(twice, b, rcond=1e-5)).round(4))
+    >>> print(np.asarray(jaxqr.lstsq(twice, b, rcond="eps")).round(4))
     [-0.25  1.25 -0.25  1.25]
     >>> shrunk = lambda ridge: jaxqr.lstsq(a, b, ridge=ridge)[1]
     >>> print(np.asarray(jax.grad(shrunk)(1.0)).round(4))
     -0.4222
+    >>> fit = jaxqr.lstsq(a, b, full=True)
+    >>> print(np.asarray(fit.rss).round(4), fit.rank, np.asarray(fit.covariance).round(4).tolist())
+    1.5 2 [[0.8333, -0.5], [-0.5, 0.5]]
     """
     a = as_matrices("lstsq", "a", a)
     b = as_array("lstsq", "b", b)
     shift = None if is_number_zero(ridge) else level("lstsq", "ridge", ridge)
-    cut = None if rcond is None else level("lstsq", "rcond", rcond)
-    if cut is not None and cut.ndim:
-        raise ValueError(f"lstsq expects rcond to be a scalar. Got shape {cut.shape}.")
+    cut = _cut(a, b, rcond)
     if cut is not None and shift is not None:
         raise ValueError(
             "lstsq expects rcond or ridge but not both: with ridge > 0 there is one solution, "
             f"whatever the rank. Got rcond={rcond} and ridge={ridge}."
         )
+    if cut is not None and check_rank:
+        raise ValueError(
+            "lstsq expects rcond or check_rank but not both: with rcond it finds the rank, and "
+            f"full=True tells it. Got rcond={rcond}."
+        )
     vectors = b.ndim in (1, a.ndim - 1)
     _check_shapes(a, b, shift, vectors)
-    x: Array = _lstsq(a, b[..., None] if vectors else b, shift, cut, forward_mode=forward_mode)
-    return x[..., 0] if vectors else x
+    out, lost = _lstsq(
+        a,
+        b[..., None] if vectors else b,
+        shift,
+        cut,
+        forward_mode=forward_mode,
+        check_rank=check_rank,
+        full=full,
+    )
+    if lost is not None:
+        line = "row" if a.shape[-2] < a.shape[-1] else "column"
+        require_rank("lstsq", line, a, *lost, " rcond finds the rank of such a matrix.")
+    if vectors:
+        out = out._replace(x=out.x[..., 0], rss=None if out.rss is None else out.rss[..., 0])
+    return out if full else cast(Array, out.x)
+
+
+def _cut(a: Array, b: Array, rcond: ArrayLike | str | None) -> Array | None:
+    if rcond is None:
+        return None
+    if isinstance(rcond, str):
+        one_of("lstsq", "rcond", rcond, ("eps",))
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.asarray(float(jnp.finfo(compute_dtype(jnp.result_type(a, b))).eps))
+    cut = level("lstsq", "rcond", rcond)
+    if cut.ndim:
+        raise ValueError(f"lstsq expects rcond to be a scalar. Got shape {cut.shape}.")
+    return cut
 
 
 def _check_shapes(a: Array, b: Array, ridge: Array | None, vectors: bool) -> None:
@@ -134,72 +227,170 @@ def _check_shapes(a: Array, b: Array, ridge: Array | None, vectors: bool) -> Non
         ) from None
 
 
-@functools.partial(jax.jit, static_argnames="forward_mode")
+@functools.partial(jax.jit, static_argnames=("forward_mode", "full", "check_rank"))
 def _lstsq(
-    a: Array, b: Array, ridge: Array | None, rcond: Array | None, *, forward_mode: bool
-) -> Array:
-    """X (..., n, nrhs) for a (..., m, n) and b (..., m, nrhs), in the type that they promote to."""
+    a: Array, b: Array, ridge: Array | None, rcond: Array | None, **options: bool
+) -> tuple[LeastSquares, Lost | None]:
+    """Of a (..., m, n) and b (..., m, nrhs), in the type that they promote to.
+
+    What was not asked for is None.
+    """
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(a, b)
     scalar = compute_dtype(dtype)
     real = jnp.finfo(scalar).dtype
     ridge, rcond = (None if x is None else x.astype(real) for x in (ridge, rcond))
-    solve = functools.partial(_real_or_complex, ridge=ridge, rcond=rcond, forward_mode=forward_mode)
     if jnp.iscomplexobj(a) or not jnp.iscomplexobj(b):
-        x = solve(a.astype(scalar), b.astype(scalar))
+        out, lost = _real_or_complex(a.astype(scalar), b.astype(scalar), ridge, rcond, **options)
     else:  # two real right-hand sides cost half of what a complex matrix does
         b = b.astype(scalar)
-        parts = solve(a.astype(real), jnp.concatenate([b.real, b.imag], axis=-1))
-        x = lax.complex(*jnp.split(parts, 2, axis=-1))
-    return x.astype(result_dtype(dtype))
+        parts = jnp.concatenate([b.real, b.imag], axis=-1)
+        out, lost = _real_or_complex(a.astype(real), parts, ridge, rcond, **options)
+        out = out._replace(x=lax.complex(*jnp.split(out.x, 2, axis=-1)))
+        if out.rss is not None:
+            out = out._replace(rss=sum(jnp.split(out.rss, 2, axis=-1)))
+    result = result_dtype(dtype)
+    out = out._replace(x=out.x.astype(result))
+    if out.rss is not None:
+        result = result if jnp.iscomplexobj(a) else jnp.finfo(result).dtype
+        out = out._replace(
+            rss=out.rss.astype(jnp.finfo(result).dtype), covariance=out.covariance.astype(result)
+        )
+    return out, lost
 
 
 def _real_or_complex(
-    a: Array, b: Array, *, ridge: Array | None, rcond: Array | None, forward_mode: bool
-) -> Array:
-    """X for a and b of one type, with their batch axes broadcast against each other."""
+    a: Array, b: Array, ridge: Array | None, rcond: Array | None, **options: bool
+) -> tuple[LeastSquares, Lost | None]:
+    """Of a and b of one type, with their batch axes broadcast against each other."""
     (m, n), nrhs = a.shape[-2:], b.shape[-1]
     of_ridge = () if ridge is None else ridge.shape
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2], of_ridge)
     if 0 in (*batch, m, n, nrhs):
-        return jnp.zeros((*batch, n, nrhs), a.dtype)
-    solve = functools.partial(_solve, rcond=rcond, forward_mode=forward_mode)
+        return _of_nothing(a, b, ridge, batch), first_dependent(a[..., :0, :0])
     if a.ndim == 2 and b.ndim > 2 and of_ridge == ():  # one matrix: more b are more columns
         columns = jnp.moveaxis(b, -2, 0).reshape(m, -1)
-        x = solve(a, columns, None if ridge is None else ridge[None, None])
-        return jnp.moveaxis(x.reshape(n, *batch, nrhs), 0, -2)
-    return solve(
+        ridge = None if ridge is None else ridge[None, None]
+        out, lost = _solve(a, columns, ridge, rcond, **options)
+        out = out._replace(x=jnp.moveaxis(out.x.reshape(n, *batch, nrhs), 0, -2))
+        if out.rss is not None:
+            out = out._replace(
+                rss=out.rss.reshape(*batch, nrhs),
+                rank=jnp.broadcast_to(out.rank, batch),
+                covariance=jnp.broadcast_to(out.covariance, (*batch, n, n)),
+            )
+        return out, lost
+    return _solve(
         jnp.broadcast_to(a, (*batch, m, n)),
         jnp.broadcast_to(b, (*batch, m, nrhs)),
         None if ridge is None else jnp.broadcast_to(ridge, batch)[..., None, None],
+        rcond,
+        **options,
+    )
+
+
+def _of_nothing(a: Array, b: Array, ridge: Array | None, batch: tuple[int, ...]) -> LeastSquares:
+    """Of empty arrays."""
+    n, nrhs = a.shape[-1], b.shape[-1]
+    covariance = jnp.zeros((*batch, n, n), a.dtype)
+    if ridge is not None:
+        each = jnp.broadcast_to(ridge, batch)[..., None, None]
+        covariance = _identity(n, covariance) / each.astype(a.dtype)
+    rss = jnp.sum(abs2(b), axis=-2)
+    return LeastSquares(
+        x=jnp.zeros((*batch, n, nrhs), a.dtype),
+        rss=jnp.broadcast_to(rss, (*batch, nrhs)),
+        rank=jnp.zeros(batch, jnp.int32),
+        covariance=covariance,
     )
 
 
 def _solve(
-    a: Array, b: Array, ridge: Array | None, *, rcond: Array | None, forward_mode: bool
-) -> Array:
-    """X for a and b with the same batch axes; ridge (..., 1, 1).
+    a: Array,
+    b: Array,
+    ridge: Array | None,
+    rcond: Array | None,
+    *,
+    forward_mode: bool,
+    full: bool,
+    check_rank: bool,
+) -> tuple[LeastSquares, Lost | None]:
+    """Of a and b with the same batch axes; ridge (..., 1, 1).
+
+    Where the ridge is infinite, x is zero whatever A is, and so are all derivatives.
+    """
+    if ridge is None:
+        r, x, system = _solved(a, b, None, rcond, forward_mode)
+    else:
+        infinite = ridge == jnp.inf
+        finite = jnp.where(infinite, 1, ridge)
+        r, x, system = _solved(a, b, finite, rcond, forward_mode)
+        r, x = jnp.where(infinite, b, r), jnp.where(infinite, 0 * x, x)
+    lost = first_dependent(lax.stop_gradient(system.root[0])) if check_rank else None
+    if not full:
+        return LeastSquares(x, None, None, None), lost
+    covariance = _covariance(system, forward_mode)
+    if ridge is not None:
+        covariance = jnp.where(infinite, 0 * covariance, covariance)
+    return LeastSquares(x, jnp.sum(abs2(r), axis=-2), _rank(system), covariance), lost
+
+
+def _solved(
+    a: Array, b: Array, ridge: Array | None, rcond: Array | None, forward_mode: bool
+) -> tuple[Array, Array, System]:
+    """(b - A x, x), with their derivatives, and the system.
 
     Which factorization, and which parts of it the derivatives are to keep.
     """
     a_, b_, ridge_, rcond_ = lax.stop_gradient((a, b, ridge, rcond))
-    deep = a.shape[-2] >= a.shape[-1]
-    if rcond is None and not deep:
+    rows, columns = a.shape[-2:]
+    if rcond is None and rows < columns:
         # The shortest solution is the augmented system's r for the matrix A^H and g = b.
-        root, q = least_squares.factor(adjoint(a_), ridge_, None)
-        r, x = solve_augmented(root, q, None, b_)
-        system = System(a, ridge, None, root, q)
-        return derive(Solved(system, None, b, r, x), forward_mode)[0]
-    keep_q = forward_mode or not deep
-    if rcond is None and not keep_q and b.shape[-1] <= a.shape[-1]:
-        root, x = least_squares.factor_and_solve_without_q(a_, b_, ridge_)
+        root, d, q = least_squares.factor(adjoint(a_), ridge_, None)
+        system = System(a, ridge, None, root, d, q)
+        solution = _solution(lax.stop_gradient(system), None, b_ / d)
+        x, y = derive(Solved(system, None, b / d, *solution), forward_mode)
+        r = jnp.zeros_like(b) if ridge is None else -ridge.astype(a.dtype) * (y / d)
+        return r, x, system
+    keep_q = forward_mode or rows < columns
+    if rcond is None and not keep_q and b.shape[-1] <= columns:
+        root, d, x = least_squares.factor_and_solve_without_q(a_, b_, ridge_)
+        system = System(a, ridge, None, root, d, None)
         r = b_ - matmul(a_, x)
-        system = System(a, ridge, None, root, None)
+        spanned = rules.spans(lax.stop_gradient(system))
+        solution = (r if spanned is None else jnp.where(spanned, 0, r)), x * d
     else:
-        root, q = least_squares.factor(a_, ridge_, rcond_)
-        r, x = solve_augmented(root, q, b_, None)
-        system = System(a, ridge, rcond_, root, q if keep_q else None)
-    return derive(Solved(system, b, None, r, x), forward_mode)[1]
+        root, d, q = least_squares.factor(a_, ridge_, rcond_)
+        system = System(a, ridge, rcond_, root, d, q if keep_q else None)
+        solution = _solution(lax.stop_gradient(system._replace(q=q)), b_, None)
+    r, x = derive(Solved(system, b, None, *solution), forward_mode)
+    return r, x / d, system
+
+
+def _rank(system: System) -> Array:
+    """The rank (...,) that was found, or the number of independent columns."""
+    if system.rcond is not None:
+        return rank(system.root)[..., 0, 0].astype(jnp.int32)
+    (u,) = system.root
+    return jnp.sum(~dependent_columns(u), axis=-1, dtype=jnp.int32)
+
+
+def _covariance(system: System, forward_mode: bool) -> Array:
+    """(A^H A + ridge I)^+ (..., n, n), with its derivative, from M^+ (0, I)."""
+    a, d, ridge = system.a, system.d, system.ridge
+    m, n = a.shape[-2:]
+    wide = rules.is_adjoint(system)
+    r, x = operators(forward_mode).solve(system, None, _identity(m if wide else n, a) / d)
+    if not wide:
+        return -x / d
+    if ridge is None:
+        return matmul(r, adjoint(r))  # r is A^+
+    return (_identity(n, a) - matmul(r, a)) / ridge.astype(a.dtype)
+
+
+def _identity(n: int, a: Array) -> Array:
+    """(..., n, n), with the batch axes of a."""
+    return jnp.broadcast_to(jnp.eye(n, dtype=a.dtype), (*a.shape[:-2], n, n))
 
 
 # The wiring. The derivative of the solution is a solution of the same system, and so on.
@@ -233,10 +424,10 @@ def _solution(system: System, f: Array | None, g: Array | None) -> tuple[Array, 
     root, q = system.root, system.q
     a = rules.matrix(system, system.a)
     if f is None and g is not None and q is None:
-        return solve_augmented_without_q(a, root, g)
+        return solve_augmented_without_q(a, system.d, root, g)
     if q is None:
-        root, q = least_squares.factor(a, system.ridge, system.rcond)
-    return solve_augmented(root, q, f, g)
+        root, _, q = least_squares.factor(a, system.ridge, system.rcond)
+    return solve_augmented(root, q, f, g, spans=rules.spans(system))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +474,8 @@ class NullPart:
         """(N t,), by the factor and not by A: what is zero must be zero to the last digit."""
         system, t = self.structure.unflatten(args)
         _, w = system.root
-        return (t - matmul(w, matmul(adjoint(w), t)),)
+        outside = t - matmul(w, matmul(adjoint(w), t))
+        return (jnp.where(rank(system.root) == w.shape[-2], 0, outside),)
 
     def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
         """The arguments and N t."""

@@ -42,6 +42,7 @@ class Factored(NamedTuple):
     """An operator's matrix A, or its adjoint, as Q times the matrix that ``root`` stands for."""
 
     root: Root
+    d: Array
     q: Array
     of_adjoint: Any  # whether A^H is what was factored: a static bool
     structures: PackedStructures
@@ -56,9 +57,10 @@ class _Solver(lx.AbstractLinearSolver):
         """A^+ applied to a vector (a pytree), lineax's result code, and what else is known."""
         b = ravel_vector(vector, state.structures)[:, None].astype(state.q.dtype)
         if state.of_adjoint.value:  # with f = 0, the augmented system's r is the shortest solution
-            x, _ = solve_augmented(state.root, state.q, None, b)
+            x, _ = solve_augmented(state.root, state.q, None, b / state.d)
         else:
             _, x = solve_augmented(state.root, state.q, b, None)
+            x = x / state.d
         return unravel_solution(x[:, 0], state.structures), lx.RESULTS.successful, self._also(state)
 
     def _also(self, state: Factored) -> dict[str, Any]:
@@ -105,8 +107,8 @@ class QR(_Solver):
         """The factors of an operator, of its adjoint where it has fewer rows than columns."""
         a = _matrix(operator)
         wide = a.shape[0] < a.shape[1]
-        root, q = factor(adjoint(a) if wide else a, None, None)
-        return Factored(root, q, eqxi.Static(wide), pack_structures(operator))
+        factors = factor(adjoint(a) if wide else a, None, None)
+        return Factored(*factors, eqxi.Static(wide), pack_structures(operator))
 
     def assume_full_rank(self) -> bool:
         """True: lineax may leave out what vanishes at full rank."""
@@ -143,8 +145,8 @@ class PivotedQR(_Solver):
         """The factors of an operator, up to its rank."""
         a = _matrix(operator)
         rcond = max(a.shape) * jnp.finfo(a.dtype).eps if self.rcond is None else self.rcond
-        root, q = factor(a, None, jnp.asarray(rcond, jnp.finfo(a.dtype).dtype))
-        return Factored(root, q, eqxi.Static(False), pack_structures(operator))
+        factors = factor(a, None, jnp.asarray(rcond, jnp.finfo(a.dtype).dtype))
+        return Factored(*factors, eqxi.Static(False), pack_structures(operator))
 
     def _also(self, state: Factored) -> dict[str, Any]:
         # Beyond the rank, columns of Q are zero; what is not a number is not zero.

@@ -57,11 +57,11 @@ def solved(kind, f, g, dtype, shape=(6, 4)):
         ridge = jnp.full((1, 1), 0.3)
     if kind == "deficient":
         a, rcond = jnp.asarray(np.matmul(*product(shape, 2, dtype))), jnp.asarray(RCOND)
-    root, q = least_squares.factor(a, ridge, rcond)
+    root, d, q = least_squares.factor(a, ridge, rcond)
     f = jnp.asarray(gaussian((shape[0], 2), dtype)) if f else None
     g = jnp.asarray(gaussian((shape[1], 2), dtype)) if g else None
     r, x = solve_augmented(root, q, f, g)
-    return rules.Solved(rules.System(a, ridge, rcond, root, q), f, g, r, x)
+    return rules.Solved(rules.System(a, ridge, rcond, root, d, q), f, g, r, x)
 
 
 @COMPLEX
@@ -72,6 +72,8 @@ def test_augmented_system(kind, f, g, dtype):
     system, f, g, r, x = solved(kind, f, g, dtype)
     a = np.asarray(system.a)
     ridge = 0.0 if system.ridge is None else float(system.ridge[0, 0])
+    measured_g, measured_x = g, x
+    g, x = None if g is None else system.d * g, x / system.d
     tol = 10 * tolerance(dtype, a.shape)
     first, second = r + a @ x, a.conj().T @ r - ridge * x
     f = np.zeros_like(first) if f is None else f
@@ -85,8 +87,8 @@ def test_augmented_system(kind, f, g, dtype):
         row_space = np.linalg.pinv(a, rcond=RCOND) @ a
         assert norm(x - row_space @ x) <= tol * norm(x)
     if not norm(f):
-        without = solve_augmented_without_q(system.a, system.root, g)
-        assert_close(without, (r, x), tol)
+        without = solve_augmented_without_q(system.a, system.d, system.root, measured_g)
+        assert_close(without, (r, measured_x), tol)
 
 
 def adjoint_pair(rule, args, constants):
@@ -111,6 +113,7 @@ def constants_of(system, *rest):
         ridge=None if system.ridge is None else False,
         rcond=None if system.rcond is None else True,
         root=(True,) * len(system.root),
+        d=True,
         q=None if system.q is None else True,
     )
     return jax.tree.leaves((marks, *rest))
@@ -139,8 +142,8 @@ def test_null_part(dtype):
     assert abs(pushed - pulled) <= tol * abs(pushed)
 
     def null_part(a):
-        root, q = least_squares.factor(a, None, system.rcond)
-        return operators(True).null_part(rules.System(a, None, system.rcond, root, q), t)
+        root, d, q = least_squares.factor(a, None, system.rcond)
+        return operators(True).null_part(rules.System(a, None, system.rcond, root, d, q), t)
 
     def by_pinv(a):
         return t - np.linalg.pinv(np.asarray(a), rcond=RCOND) @ np.asarray(a) @ t

@@ -85,18 +85,18 @@ def _by_reflectors(
     method: str,
 ) -> Array:
     by_householder, by_batch = over_columns(by_householder), over_columns(by_batch)
-    if method == "batched":
-        return by_batch(a, r, x)
-    if method != "auto":
-        return by_householder(a, r, x)
-    best = _best_on_cpu(a, "r")
     k = min(a.shape[-2:])
 
-    def of_leading(a: Array, r: Array, x: Array) -> Array:
+    def of_leading(a: Array, r: Array, x: Array) -> Any:
         return by_householder(a[..., :k], r[..., :k], x)
 
-    on_cpu = {batched.qr: by_batch, wide.qr: of_leading}.get(best, by_householder)
-    out: Array = lax.platform_dependent(a, r, x, cpu=on_cpu, default=by_householder)
+    out: Array
+    if method == "auto":
+        by_best = {batched.qr: by_batch, wide.qr: of_leading}
+        on_cpu = by_best.get(_best_on_cpu(a, "r"), by_householder)
+        out = lax.platform_dependent(a, r, x, cpu=on_cpu, default=by_householder)
+    else:
+        out = (by_batch if method == "batched" else by_householder)(a, r, x)
     return out
 
 

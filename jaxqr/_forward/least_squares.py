@@ -1,4 +1,6 @@
-"""The factors that least squares needs: A as Q and a root (see :mod:`jaxqr._linalg.augmented`)."""
+"""The factors that least squares needs (see :mod:`jaxqr._linalg.augmented`)."""
+
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -8,38 +10,86 @@ from jaxqr._forward import batched, cholesky, householder, pivoting
 from jaxqr._linalg import products
 from jaxqr._linalg.algebra import solve_left
 from jaxqr._linalg.augmented import Root
-from jaxqr._linalg.batching import batch_aware, over_matrices, suits
+from jaxqr._linalg.batching import batch_aware, over_columns, over_matrices, suits
+from jaxqr._linalg.scaling import magnitudes, unit
 
 
-def _with_ridge(a: Array, ridge: Array | None) -> Array:
-    """[A; sqrt(ridge) I] for a (..., m, n) and ridge (..., 1, 1)."""
-    if ridge is None:
-        return a
-    identity = jnp.eye(a.shape[-1], dtype=a.dtype)
-    below = jnp.sqrt(ridge).astype(a.dtype) * jnp.broadcast_to(
-        identity, (*a.shape[:-2], *identity.shape)
-    )
-    return jnp.concatenate([a, below], axis=-2)
+class Factors(NamedTuple):
+    """A D^-1 = Q B."""
+
+    root: Root
+    d: Array  # (..., n, 1) or (..., 1, 1)
+    q: Array  # (..., m, k)
 
 
-def factor(a: Array, ridge: Array | None, rcond: Array | None) -> tuple[Root, Array]:
-    """The root and q, for a (..., m, n); with m >= n unless rcond is given."""
+def factor(a: Array, ridge: Array | None, rcond: Array | None) -> Factors:
+    """Of a (..., m, n); with m >= n unless rcond or ridge is given."""
     return _full_rank(a, ridge) if rcond is None else _rank_revealing(a, rcond)
 
 
-def _full_rank(a: Array, ridge: Array | None) -> tuple[Root, Array]:
-    """The root (u,) and q (..., m, n), of a (..., m, n) with m >= n."""
-    q, u = _forward.qr(_with_ridge(a, ridge), "reduced", "auto")
-    return (u,), q[..., : a.shape[-2], :]
+def _full_rank(a: Array, ridge: Array | None) -> Factors:
+    if ridge is None:
+        q, u = _forward.qr(a, "reduced", "auto")
+    else:
+        q, u = _forward.qr(_with_ridge(a, ridge), "reduced", "auto")
+        q = _beside(a, ridge, q)
+    return Factors(*_in_units(u), q)
 
 
-def factor_and_solve_without_q(a: Array, b: Array, ridge: Array | None) -> tuple[Root, Array]:
-    """The root (u,) and x, for a (..., m, n) with m >= n and b (..., m, nrhs)."""
+def factor_and_solve_without_q(
+    a: Array, b: Array, ridge: Array | None
+) -> tuple[Root, Array, Array]:
+    """The root and d, and x, for a (..., m, n) with m >= n and b (..., m, nrhs)."""
     if ridge is not None:
-        zeros = jnp.zeros((*b.shape[:-2], a.shape[-1], b.shape[-1]), b.dtype)
-        a, b = _with_ridge(a, ridge), jnp.concatenate([b, zeros], axis=-2)
-    u, c = batch_aware(_reduce)(a, b)
-    return (u,), over_matrices(solve_left)(u, c)
+        a, b = _with_ridge(a, ridge), _with_zeros(a, b, ridge)
+    u, c = over_columns(batch_aware(_reduce), shared=True)(a, b)
+    root, d = _in_units(u)
+    return root, d, over_matrices(solve_left)(u, c)
+
+
+def _in_units(u: Array) -> tuple[Root, Array]:
+    """U D^-1, and D: the units of U's columns, which are those of A's."""
+    d = _units(jnp.max(magnitudes(u), axis=-2)[..., None]).astype(u.dtype)
+    return (u / d.mT,), d
+
+
+def _units(largest: Array) -> Array:
+    """Not a number where a number is not finite: neither is what is made of it, then."""
+    return jnp.where(largest < jnp.inf, unit(largest), jnp.nan)
+
+
+# With a ridge, A stands above sqrt(ridge) I, or below where that is larger: elimination is accurate
+# row by row if large rows come first (M. J. D. Powell and J. K. Reid, "On applying Householder
+# transformations to linear least squares problems", 1968).
+
+
+def _ridge_first(a: Array, ridge: Array) -> Array:
+    return jnp.sqrt(ridge) > jnp.max(magnitudes(a), axis=(-2, -1), keepdims=True)
+
+
+def _with_ridge(a: Array, ridge: Array) -> Array:
+    """A with sqrt(ridge) I, for a (..., m, n) and ridge (..., 1, 1)."""
+    identity = jnp.eye(a.shape[-1], dtype=a.dtype)
+    rows = jnp.sqrt(ridge).astype(a.dtype) * jnp.broadcast_to(
+        identity, (*a.shape[:-2], *identity.shape)
+    )
+    return _stacked(a, rows, _ridge_first(a, ridge))
+
+
+def _with_zeros(a: Array, b: Array, ridge: Array) -> Array:
+    """B with the zeros that stand beside sqrt(ridge) I."""
+    zeros = jnp.zeros((*b.shape[:-2], a.shape[-1], b.shape[-1]), b.dtype)
+    return _stacked(b, zeros, _ridge_first(a, ridge))
+
+
+def _stacked(x: Array, y: Array, y_first: Array) -> Array:
+    return jnp.where(y_first, jnp.concatenate([y, x], axis=-2), jnp.concatenate([x, y], axis=-2))
+
+
+def _beside(a: Array, ridge: Array, x: Array) -> Array:
+    """The rows of X that stand beside A."""
+    m = a.shape[-2]
+    return jnp.where(_ridge_first(a, ridge), x[..., -m:, :], x[..., :m, :])
 
 
 def _reduce(a: Array, b: Array) -> tuple[Array, Array]:
@@ -55,22 +105,22 @@ def _reduce(a: Array, b: Array) -> tuple[Array, Array]:
     return out
 
 
-def _rank_revealing(a: Array, rcond: Array) -> tuple[Root, Array]:
-    """The root (t, w) and q (..., m, k) of a (..., m, n), k = min(m, n), of whatever rank.
+def _rank_revealing(a: Array, rcond: Array) -> Factors:
+    """Of a (..., m, n) of whatever rank, with q (..., m, k), k = min(m, n).
 
     The rank is the number of diagonal elements of the pivoted R that exceed rcond |r_00|. All
     shapes are static: beyond the rank, columns of Q and W are zero, and T is the identity.
     """
     k = min(a.shape[-2:])
     q, r, p = pivoting.pivoted_qr(a, "reduced", k)
+    d = _units(jnp.max(magnitudes(r), axis=(-2, -1), keepdims=True)).astype(r.dtype)
     diagonal = jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
     # Not "diagonal > ...": what is not a number must not be dropped but be seen.
-    keep = ~(diagonal <= rcond * diagonal[..., :1])
-    z, t = householder.qr(
-        products.adjoint(r), "reduced"
-    )  # up to the rank, what lies beyond plays no part
+    keep = ~(diagonal <= rcond * diagonal[..., :1]) | jnp.isnan(d[..., 0])
+    # Up to the rank, what lies beyond plays no part.
+    z, t = householder.qr(products.adjoint(r / d), "reduced")
     columns = keep[..., None, :]
     t = jnp.where(columns, t, jnp.eye(k, dtype=t.dtype))
     w = jnp.where(columns, z, 0)
     unpermuted = jnp.take_along_axis(w, jnp.argsort(p, axis=-1)[..., :, None], axis=-2)
-    return (t, unpermuted), jnp.where(columns, q, 0)
+    return Factors((t, unpermuted), d, jnp.where(columns, q, 0))

@@ -39,11 +39,8 @@ def matmul(x: Array, y: Array) -> Array:
 
 
 def project(q: Array, x: Array) -> Array:
-    """Q^H X for q (m, k[, batch]) and a narrow x (m, n[, batch]).
-
-    As (X^H Q)^H: of a single column XLA makes a product with the transpose of Q, which it copies.
-    """
-    return adjoint(matmul(adjoint(x), q))
+    """Q^H X for q (m, k[, batch]) and a narrow x (m, n[, batch])."""
+    return products.project(q, x) if q.ndim == 2 else adjoint(matmul(adjoint(x), q))
 
 
 def summand(x: Array, y: Array) -> Array:

@@ -10,16 +10,24 @@ shortest vector with A^H r = g (for lambda = 0). Where A has lost rank, x is the
 and g counts by its projection on the row space of A: (r, x) is the system's pseudoinverse applied
 to (f, g).
 
-A is held as Q B, Q with orthonormal columns, and B by its *root*: ``(u,)`` where A has full column
-rank and B = U is upper triangular, or ``(t, w)``, where B = T^H W^H, T upper triangular, W with
-orthonormal columns: a complete orthogonal decomposition. With lambda, Q B is [A; sqrt(lambda) I],
-and of Q the first m rows suffice. The normal equations are never formed.
+x is measured in units: D x takes its place, D^-1 g that of g, and A D^-1 that of A, where D is
+diagonal and holds the units of A's columns (see :mod:`jaxqr._linalg.scaling`), or one unit for all
+of them where the rank is to be found. So all vectors are of the size of f or of D^-1 g, whatever
+the size of A. From here on x and g are the measured ones, and D is d (..., n, 1) or (..., 1, 1).
+
+A D^-1 is held as Q B, Q with orthonormal columns, and B by its *root*: ``(u,)`` where A has full
+column rank and B = U is upper triangular, or ``(t, w)``, where B = T^H W^H, T upper triangular, W
+with orthonormal columns: a complete orthogonal decomposition. With lambda, Q B is
+[A; sqrt(lambda) I] D^-1, and of Q the rows beside A suffice. The normal equations are never formed.
 """
 
+import jax.numpy as jnp
 from jax import Array
 
+from jaxqr._linalg import products
 from jaxqr._linalg.algebra import adjoint, matmul, project, solve_adjoint_left, solve_left
-from jaxqr._linalg.batching import over_matrices
+from jaxqr._linalg.batching import over_columns, over_matrices, unless_any
+from jaxqr._linalg.scaling import is_extreme, magnitudes, unit
 
 Root = tuple[Array, ...]
 
@@ -40,36 +48,118 @@ def _solve_adjoint(root: Root, g: Array) -> Array:
     return solve_left(t, matmul(adjoint(w), g))
 
 
-def solve_augmented(root: Root, q: Array, f: Array | None, g: Array | None) -> tuple[Array, Array]:
+def rank(root: Root) -> Array:
+    """The rank (..., 1, 1) of a complete orthogonal decomposition: W's columns beyond are zero."""
+    _, w = root
+    return jnp.sum(jnp.any(w != 0, axis=-2, keepdims=True), axis=-1, keepdims=True)
+
+
+def solve_augmented(
+    root: Root, q: Array, f: Array | None, g: Array | None, *, spans: Array | None = None
+) -> tuple[Array, Array]:
     """(r, x) from the right-hand sides f (..., m, nrhs) and g (..., n, nrhs); None is zero.
+
+    ``spans`` (..., 1, 1) tells whether the columns of A span all there is: then f leaves no
+    residual, not even rounding. None: they do not.
 
     Björck, "Solving linear least squares problems by Gram-Schmidt orthogonalization" (1967) and
     "Numerical Methods for Least Squares Problems" (1996), section 2.4.
     """
 
-    def solve(root: Root, q: Array, f: Array | None, g: Array | None) -> tuple[Array, Array]:
-        d = None if f is None else project(q, f)
-        if g is not None:
-            z = _solve_adjoint(root, g)
-            d = -z if d is None else d - z
-        assert d is not None
-        fitted = matmul(q, d)
-        return -fitted if f is None else f - fitted, _solve(root, d)
+    def solve(
+        root: Root, q: Array, f: Array | None, g: Array | None, spans: Array | None
+    ) -> tuple[Array, Array]:
+        z = None if g is None else _solve_adjoint(root, g)
+        if f is None:
+            assert z is not None
+            return matmul(q, z), -_solve(root, z)
+        d = project(q, f) if z is None else project(q, f) - z
+        r = f - matmul(q, d)
+        if spans is not None:
+            r = jnp.where(spans, 0 if z is None else matmul(q, z), r)
+        return r, _solve(root, d)
 
-    r, x = over_matrices(solve)(root, q, f, g)
+    r, x = over_matrices(solve)(root, q, f, g, spans)
     return r, x
 
 
-def solve_augmented_without_q(a: Array, root: Root, g: Array) -> tuple[Array, Array]:
-    """(r, x) for f = 0: the semi-normal equations, B^H B x = -g, and r = -A x.
+def solve_augmented_without_q(a: Array, d: Array, root: Root, g: Array) -> tuple[Array, Array]:
+    """(r, x) for f = 0: the semi-normal equations, B^H B x = -g, and r = -A D^-1 x.
 
     For f = 0 they are as accurate as Q would be: C. C. Paige, "An error analysis of a method for
     solving matrix equations", Mathematics of Computation 27 (1973). For f != 0 they are not.
     """
 
-    def solve(a: Array, root: Root, g: Array) -> tuple[Array, Array]:
+    def solve(a: Array, d: Array, root: Root, g: Array) -> tuple[Array, Array]:
         x = -_solve(root, _solve_adjoint(root, g))
-        return -matmul(a, x), x
+        return -_times(a, d, x), x
 
-    r, x = over_matrices(solve)(a, root, g)
+    r, x = over_matrices(solve)(a, d, root, g)
     return r, x
+
+
+# Products with A D^-1. Numbers of D^-1 x may be beyond the range of the type where A D^-1 x is not.
+
+
+def times(a: Array, d: Array, x: Array) -> Array:
+    """A D^-1 X for a (..., m, n) and a narrow x (..., n, nrhs)."""
+    y: Array = over_matrices(_times)(a, d, x)
+    return y
+
+
+def adjoint_times(a: Array, d: Array, r: Array) -> Array:
+    """D^-1 A^H R for a (..., m, n) and a narrow r (..., m, nrhs)."""
+    y: Array = over_matrices(_adjoint_times)(a, d, r)
+    return y
+
+
+def product_over(left: Array, d: Array, right: Array, *, as_adjoint: bool) -> Array:
+    """L R^H D^-1 for narrow left (..., m, p) and right (..., n, p), or the adjoint of that."""
+
+    def product(left: Array, right: Array) -> Array:
+        x, y = (right, left) if as_adjoint else (left, right)
+        return products.matmul(x, products.adjoint(y))
+
+    def usual(left: Array, d: Array, right: Array) -> Array:
+        return product(left, right / d)
+
+    def careful(left: Array, d: Array, right: Array) -> Array:
+        size = unit(jnp.max(magnitudes(left), axis=-2, keepdims=True)).astype(left.dtype)
+        return product(left / size, right * size / d)
+
+    out: Array = unless_any(_is_extreme, usual, careful)(left, d, right)
+    return out
+
+
+def _times(a: Array, d: Array, x: Array) -> Array:
+    """Of one matrix or, with the batch innermost, of many small ones."""
+
+    def usual(a: Array, d: Array, x: Array) -> Array:
+        return products.matmul(a, x / d)
+
+    def careful(a: Array, d: Array, x: Array) -> Array:
+        return products.matmul(a / d.mT, x)
+
+    if a.ndim > 2:
+        return matmul(a / jnp.swapaxes(d, 0, 1), x)
+    y: Array = over_columns(unless_any(_is_extreme, usual, careful))(a, d, x)
+    return y
+
+
+def _adjoint_times(a: Array, d: Array, r: Array) -> Array:
+    """Likewise."""
+
+    def usual(a: Array, d: Array, r: Array) -> Array:
+        return products.project(a, r) / d
+
+    def careful(a: Array, d: Array, r: Array) -> Array:
+        return products.project(a / d.mT, r)
+
+    if a.ndim > 2:
+        return project(a / jnp.swapaxes(d, 0, 1), r)
+    y: Array = over_columns(unless_any(_is_extreme, usual, careful))(a, d, r)
+    return y
+
+
+def _is_extreme(_: Array, d: Array, x: Array) -> Array:
+    return is_extreme(d.mT) | is_extreme(x)

@@ -56,44 +56,51 @@ def batch_aware(f: Callable[..., Any]) -> Callable[..., Any]:
     those of ``f`` as written: ``jax.custom_batching.custom_vmap`` has none of its own in reverse.
     """
 
-    def rule(axis_size: int, in_batched: tuple[Any, ...], *args: Any) -> Any:
-        if jax.tree.leaves(in_batched)[0]:
+    def rule(axis_size: int, in_batched: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        if not jax.tree.leaves(in_batched)[0]:
+            return _as_usual(f, axis_size, in_batched, *args)
 
-            def with_axis(x: Array, batched: bool) -> Array:
-                return x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+        def with_axis(x: Array, batched: bool) -> Array:
+            return x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
 
-            return aware(*jax.tree.map(with_axis, args, in_batched))
-        return _as_usual(f, axis_size, in_batched, *args)
+        out = aware(*jax.tree.map(with_axis, args, in_batched))
+        return out, jax.tree.map(lambda _: True, out)
 
     aware = _with_vmap_rule(f, rule)
     return aware
 
 
-def over_columns(f: Callable[..., Array]) -> Callable[..., Array]:
+def over_columns(f: Callable[..., Any], *, shared: bool = False) -> Callable[..., Any]:
     """F, of factors and at last x (..., rows, columns), whose columns it takes one by one.
 
-    Where vmap maps x alone, ``f`` gets one x with more columns, and the factors are shared.
+    Where vmap maps x alone, ``f`` gets one x with more columns, and the factors are shared. What
+    ``f`` returns has the columns of x; with ``shared``, a first array before it has nothing of x.
     """
 
-    def rule(axis_size: int, in_batched: tuple[Any, ...], *args: Any) -> Any:
+    def rule(axis_size: int, in_batched: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         *factors, x = args
         if any(jax.tree.leaves(in_batched[:-1])):
             return _as_usual(f, axis_size, in_batched, *args)
         columns = jnp.moveaxis(x, 0, -2)
+
+        def apart(y: Array) -> Array:
+            return jnp.moveaxis(y.reshape(*y.shape[:-1], *columns.shape[-2:]), -2, 0)
+
         out = aware(*factors, columns.reshape(*x.shape[1:-1], -1))
-        return jnp.moveaxis(out.reshape(*out.shape[:-1], *columns.shape[-2:]), -2, 0)
+        return ((out[0], apart(out[1])), (False, True)) if shared else (apart(out), True)
 
     aware = _with_vmap_rule(f, rule)
     return aware
 
 
-def _as_usual(f: Any, axis_size: int, in_batched: tuple[Any, ...], *args: Any) -> Any:
+def _as_usual(f: Any, axis_size: int, in_batched: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
     axes = jax.tree.map(lambda batched: 0 if batched else None, in_batched)
-    return jax.vmap(f, in_axes=axes, axis_size=axis_size)(*args)
+    out = jax.vmap(f, in_axes=axes, axis_size=axis_size)(*args)
+    return out, jax.tree.map(lambda _: True, out)
 
 
 def _with_vmap_rule(f: Callable[..., Any], rule: Callable[..., Any]) -> Callable[..., Any]:
-    """F, which vmap maps by a rule; what the rule returns has the new axis in front."""
+    """F, which vmap maps by a rule: it returns the outputs, and which have the axis, in front."""
 
     @jax.custom_batching.custom_vmap
     def mapped(*args: Any) -> Any:
@@ -101,8 +108,8 @@ def _with_vmap_rule(f: Callable[..., Any], rule: Callable[..., Any]) -> Callable
 
     @mapped.def_vmap
     def vmap_rule(axis_size: int, in_batched: Any, *args: Any) -> tuple[Any, Any]:
-        out = rule(axis_size, tuple(in_batched), *args)
-        return out, jax.tree.map(lambda _: True, out)
+        out, has_axis = rule(axis_size, tuple(in_batched), *args)
+        return out, has_axis
 
     @jax.custom_jvp
     def wrapped(*args: Any) -> Any:

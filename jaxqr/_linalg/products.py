@@ -8,6 +8,8 @@ from jax.lax.linalg import triangular_solve
 
 from jaxqr._linalg.crossovers import LEAST_COMPLEX_PRODUCT
 
+_ROWS = 2048  # of a sum that is taken term by term
+
 
 def adjoint(x: Array) -> Array:
     """The conjugate transpose of x (..., m, n)."""
@@ -21,6 +23,30 @@ def matmul(x: Array, y: Array) -> Array:
         out: Array = lax.platform_dependent(x, y, cpu=_by_real_products, default=product)
         return out
     return product(x, y)
+
+
+def project(q: Array, x: Array) -> Array:
+    """Q^H X for q (..., m, k) and a narrow x (..., m, n).
+
+    As (X^H Q)^H: of a single column XLA makes a product with the transpose of Q, which it copies.
+    A single row it adds up term by term, so that errors grow with m: it is given blocks of rows.
+    """
+
+    def product(q: Array, x: Array) -> Array:
+        return adjoint(matmul(adjoint(x), q))
+
+    m = x.shape[-2]
+    if x.shape[-1] > 1 or m < 2 * _ROWS:
+        return product(q, x)
+    blocks = m // _ROWS
+
+    def add(i: Array, known: Array) -> Array:
+        rows = (lax.dynamic_slice_in_dim(y, i * _ROWS, _ROWS, axis=-2) for y in (q, x))
+        return known + product(*rows)
+
+    rest = product(q[..., blocks * _ROWS :, :], x[..., blocks * _ROWS :, :])
+    out: Array = lax.fori_loop(0, blocks, add, rest)
+    return out
 
 
 def _by_real_products(x: Array, y: Array) -> Array:

@@ -29,6 +29,9 @@ g = 0 this is Golub and Pereyra's derivative of A^+ b. N is Hermitian too, and f
 
 so that the pullback of s = N t is t-bar = N s-bar, A-bar = -w(s-bar) s^H - w(t) (N s-bar)^H.
 
+x and g are measured as :mod:`jaxqr._linalg.augmented` says: A D^-1, with the units D held, takes
+the place of A, and lambda D^-2 that of lambda.
+
 The rules stand on M^+ and N as the operators that they differentiate: so every order follows.
 """
 
@@ -38,7 +41,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxqr._linalg.products import adjoint, matmul
+from jaxqr._linalg.augmented import adjoint_times, product_over, rank, times
+from jaxqr._linalg.products import adjoint
 
 
 class System(NamedTuple):
@@ -52,6 +56,7 @@ class System(NamedTuple):
     ridge: Array | None  # (..., 1, 1), real; None is zero
     rcond: Array | None  # None: A has full column rank
     root: tuple[Any, ...]
+    d: Any  # the units of A's columns, (..., n, 1), or one for all of them, (..., 1, 1)
     q: Array | None  # None: not kept; computed anew where it is needed, which f != 0 alone does
 
 
@@ -87,6 +92,21 @@ def matrix(system: System, like_a: Array) -> Array:
     return adjoint(like_a) if is_adjoint(system) else like_a
 
 
+def spans(system: System) -> Array | None:
+    """Whether the columns of the system's matrix span all there is, (..., 1, 1); None: they do not.
+
+    Then there is no residual, where lambda = 0.
+    """
+    rows, columns = system.a.shape[-2:]
+    if is_adjoint(system) or rows > columns:
+        return None
+    if system.rcond is not None:
+        return jnp.equal(rank(system.root), rows)
+    if system.ridge is not None:
+        return jnp.equal(system.ridge, 0)
+    return jnp.ones((*system.a.shape[:-2], 1, 1), bool)
+
+
 def pullback(apply: Operators, solved: Solved, r_bar: Array | None, x_bar: Array | None) -> Solved:
     """Cotangents of a solved system; None for what is constant."""
     system, f, g, r, x = solved
@@ -96,7 +116,8 @@ def pullback(apply: Operators, solved: Solved, r_bar: Array | None, x_bar: Array
         for t, s in ((x, x_bar), (xi, g)):
             if s is not None:
                 pairs.append((apply.w(system, t), apply.null_part(system, s)))
-    ridge_bar = jnp.sum((jnp.conj(xi) * x).real, axis=(-2, -1), keepdims=True)
+    products = (jnp.conj(xi / system.d) * (x / system.d)).real
+    ridge_bar = jnp.sum(products, axis=(-2, -1), keepdims=True)
     return Solved(
         _cotangent(system, pairs, None if system.ridge is None else ridge_bar),
         None if f is None else rho,
@@ -112,15 +133,15 @@ def pushforward(apply: Operators, solved: Solved, tangents: Solved) -> tuple[Arr
     dot, df, dg, _, _ = tangents
     turned = None
     if dot.ridge is not None:
-        dg = _sum(dg, dot.ridge.astype(x.dtype) * x)
+        dg = _sum(dg, dot.ridge.astype(x.dtype) * (x / system.d) / system.d)
     if dot.a is not None:
-        da = matrix(system, dot.a)
-        df = _sum(df, -matmul(da, x))
-        dg = _sum(dg, -matmul(adjoint(da), r))
+        da, d = matrix(system, dot.a), system.d
+        df = _sum(df, -times(da, d, x))
+        dg = _sum(dg, -adjoint_times(da, d, r))
         if system.rcond is not None:
-            turned = apply.null_part(system, matmul(adjoint(da), apply.w(system, x)))
+            turned = apply.null_part(system, adjoint_times(da, d, apply.w(system, x)))
             if g is not None:
-                fitted = matmul(da, apply.null_part(system, g))
+                fitted = times(da, d, apply.null_part(system, g))
                 dg = dg + apply.solve(system, fitted, None)[1]
     dr, dx = apply.solve(system, df, dg)
     return dr, dx if turned is None else dx + turned
@@ -142,20 +163,19 @@ def pushforward_of_null_part(
     if dot.a is None:
         assert dt is not None
         return apply.null_part(system, dt)
-    _, fitted = apply.solve(system, matmul(dot.a, s), None)
-    inside = _sum(dt, -matmul(adjoint(dot.a), apply.w(system, t)))
+    _, fitted = apply.solve(system, times(dot.a, system.d, s), None)
+    inside = _sum(dt, -adjoint_times(dot.a, system.d, apply.w(system, t)))
     return apply.null_part(system, inside) - fitted
 
 
 def _cotangent(
     system: System, pairs: Sequence[tuple[Array, Array]], ridge_bar: Array | None
 ) -> System:
-    """A-bar, the sum of left right^H over the pairs, as one product; and ridge-bar."""
+    """A-bar, the sum of left right^H D^-1 over the pairs, as one product; and ridge-bar."""
     left, right = (jnp.concatenate(side, axis=-1) for side in zip(*pairs, strict=True))
-    if is_adjoint(system):
-        left, right = right, left
+    a_bar = product_over(left, system.d, right, as_adjoint=is_adjoint(system))
     constants = (None,) * len(system.root)
-    return System(matmul(left, adjoint(right)), ridge_bar, None, constants, None)
+    return System(a_bar, ridge_bar, None, constants, None, None)
 
 
 def _sum(x: Array | None, y: Array) -> Array:

@@ -1,0 +1,73 @@
+"""QZ and Schur's decomposition: SciPy's, on the host. JAX has no QZ, and Schur on CPUs alone.
+
+What does not converge, or is not finite to begin with, is NaN.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.linalg  # type: ignore[import-untyped]
+from jax import Array
+
+SORTS = ("lhp", "rhp", "iuc", "ouc")
+
+
+def qz(a: Array, b: Array, sort: str | None) -> tuple[Array, Array, Array, Array]:
+    """(s, t, q, z) of complex a and b (..., n, n), with eigenvalues ordered by one of SORTS."""
+    s, t, q, z = _on_the_host(partial(_qz, sort=sort), 4, a, b)
+    return s, t, q, z
+
+
+def schur(a: Array, sort: str | None) -> tuple[Array, Array]:
+    """(s, z) likewise."""
+    s, z = _on_the_host(partial(_schur, sort=sort), 2, a)
+    return s, z
+
+
+def _qz(a: np.ndarray, b: np.ndarray, sort: str | None) -> tuple[np.ndarray, ...]:
+    if sort is None:
+        return tuple(scipy.linalg.qz(a, b, output="complex"))
+    s, t, _, _, q, z = scipy.linalg.ordqz(a, b, sort=sort, output="complex")
+    return s, t, q, z
+
+
+def _schur(a: np.ndarray, sort: str | None) -> tuple[np.ndarray, ...]:
+    return tuple(scipy.linalg.schur(a, output="complex", sort=sort)[:2])
+
+
+def _on_the_host(
+    factor: Callable[..., tuple[np.ndarray, ...]], count: int, *arrays: Array
+) -> tuple[Array, ...]:
+    shape = jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)
+    if not arrays[0].size:
+        return (arrays[0],) * count
+    out: tuple[Array, ...] = jax.pure_callback(
+        partial(_each, factor, count), (shape,) * count, *arrays, vmap_method="broadcast_all"
+    )
+    return out
+
+
+def _each(factor: Callable[..., Any], count: int, *arrays: Any) -> tuple[np.ndarray, ...]:
+    """COUNT factors of each matrix (n, n), of each of the arrays (..., n, n)."""
+    arrays = tuple(np.asarray(x) for x in arrays)
+    of = arrays[0]
+    out = tuple(np.full(of.shape, complex(np.nan, np.nan), of.dtype) for _ in range(count))
+    for at in np.ndindex(of.shape[:-2]):
+        for x, factors in zip(out, _factors(factor, *(x[at] for x in arrays)), strict=False):
+            x[at] = factors
+    return out
+
+
+def _factors(factor: Callable[..., Any], *matrices: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The factors, the triangular one first, or none."""
+    if not all(np.isfinite(x).all() for x in matrices):  # LAPACK may never return
+        return ()
+    try:
+        factors: tuple[np.ndarray, ...] = factor(*matrices)
+    except (np.linalg.LinAlgError, scipy.linalg.LinAlgWarning, ValueError):
+        return ()
+    triangular = not np.tril(factors[0], -1).any()  # or else SciPy's QZ has warned, no more
+    return factors if triangular else ()
