@@ -38,9 +38,7 @@ SOLVERS: dict[str, Callable[[Any, Any], Any]] = {
     "jnp.linalg.lstsq": lambda a, b: jnp.linalg.lstsq(a, b)[0],
     "normal equations": lambda a, b: jnp.linalg.solve(a.T @ a, a.T @ b),
 }
-COLOURS = dict(
-    zip([*FACTORIZATIONS, *SOLVERS], (BLUE, RED, BLUE, GREEN, RED, ORANGE), strict=True)
-)
+COLOURS = dict(zip([*FACTORIZATIONS, *SOLVERS], (BLUE, RED, BLUE, GREEN, RED, ORANGE), strict=True))
 
 
 def _positive(q: Any, r: Any) -> Any:
@@ -113,8 +111,12 @@ def over_scale(
     limits = np.finfo(dtype)
     low, high = np.log10(float(limits.tiny)), np.log10(float(limits.max))
     scales = list(10.0 ** np.linspace(low + 4, high - 2, 25))
-    matrices = [[matrix(SHAPE, dtype, 10, s) * np.dtype(dtype).type(x) for s in SEEDS] for x in scales]
-    return scales, _curves([[errors(a, s) for s, a in zip(SEEDS, row, strict=True)] for row in matrices])
+    matrices = [
+        [matrix(SHAPE, dtype, 10, s) * np.dtype(dtype).type(x) for s in SEEDS] for x in scales
+    ]
+    return scales, _curves(
+        [[errors(a, s) for s, a in zip(SEEDS, row, strict=True)] for row in matrices]
+    )
 
 
 def _curves(errors: list[list[dict[str, float]]]) -> Curves:
@@ -137,7 +139,9 @@ def figure(name: str, title: str, what: Callable[..., Any], errors: Callable[...
             _panel(axes, powers, curves)
             eps = float(np.finfo(dtype).eps)
             if what is over_condition:
-                axes.semilogy(powers, [eps * c for c in x], color="#999", linestyle=":", label="eps cond")
+                axes.semilogy(
+                    powers, [eps * c for c in x], color="#999", linestyle=":", label="eps cond"
+                )
                 axes.set_xlabel("condition number of A, power of ten")
             else:
                 axes.axhline(eps, color="#999", linestyle=":", label="eps")

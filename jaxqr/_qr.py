@@ -27,11 +27,12 @@ from jaxqr._arguments import (
     require_rank,
     result_dtype,
 )
-from jaxqr._autodiff import Arrays, MaybeArrays, differentiated
+from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, differentiated_as
 from jaxqr._forward import METHODS
 from jaxqr._linalg.batching import over_leading_axes, over_matrices, unless_any
 from jaxqr._linalg.dependence import dependent_columns
 from jaxqr._linalg.phases import with_positive_diagonal
+from jaxqr._linalg.products import adjoint, matmul, solve_adjoint_left, solve_left
 from jaxqr._linalg.scaling import is_extreme
 from jaxqr._rules import partial_qr
 
@@ -157,7 +158,8 @@ class QR:
 
     def _pull_held_r(self, a: Array, r: Array, r_bar: Array) -> Array:
         factor = over_leading_axes(partial_qr.pullback_held_r)(r, r_bar, _marks(r))
-        return _forward.q_times(a, r, factor, self.method)
+        a_bar: Array = self._by_reflectors(_forward.q_times, _q_times)(a, r, factor)
+        return a_bar
 
     def _push_r(self, a: Array, r: Array, da: Array) -> Array:
         push = over_matrices(lambda x, r, da: partial_qr.pushforward_r(x, r, None, da))
@@ -165,13 +167,25 @@ class QR:
         return dr
 
     def _push_held_r(self, a: Array, r: Array, da: Array) -> Array:
-        g = _forward.q_adjoint_times(a, r, da, self.method)
+        g = self._by_reflectors(_forward.q_adjoint_times, _q_adjoint_times)(a, r, da)
         dr: Array = over_leading_axes(partial_qr.pushforward_held_r)(g, r, _marks(r))
         return dr
+
+    def _by_reflectors(self, apply: Callable[..., Array], plain: Callable[..., Array]) -> Any:
+        """Reflectors have no derivative. By Q = X U^-1 it exists where no column is dependent."""
+        return differentiated_as(functools.partial(apply, method=self.method), plain)
 
     def _out(self, factors: Arrays) -> Arrays:
         *q, r = factors
         return *(self.mirror.q(x) for x in q), self.mirror.r(r)
+
+
+def _q_times(a: Array, r: Array, c: Array) -> Array:
+    return matmul(_leading(a), solve_left(_leading(r), c))
+
+
+def _q_adjoint_times(a: Array, r: Array, b: Array) -> Array:
+    return solve_adjoint_left(_leading(r), matmul(adjoint(_leading(a)), b))
 
 
 def _pullback_r(x: Array, r: Array, r_bar: Array, *, extreme: bool) -> Array:

@@ -1,4 +1,4 @@
-"""The pages: examples run, code that is quoted is the code, rows are equal, links lead somewhere."""
+"""The pages: examples run, quoted code is the code, rows are equal, links lead somewhere."""
 
 import doctest
 import importlib.util

@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import re
-
 from typing import Any
 
 import griffe
@@ -30,17 +29,21 @@ def _text(annotation: Any) -> str:
 def _parameter(shown: inspect.Parameter) -> griffe.Parameter:
     default = None if shown.default is shown.empty else repr(shown.default)
     kind = griffe.ParameterKind(str(shown.kind.description))
-    return griffe.Parameter(shown.name, annotation=_text(shown.annotation), kind=kind, default=default)
+    return griffe.Parameter(
+        shown.name, annotation=_text(shown.annotation), kind=kind, default=default
+    )
 
 
 class Docstrings(griffe.Extension):
     """Turns docstrings into Markdown; gives decorated functions the signature that they have."""
 
     def on_instance(self, *, obj: griffe.Object, **kwargs: object) -> None:
+        """The docstring as Markdown."""
         if obj.docstring is not None:
             obj.docstring.value = as_markdown(obj.docstring.value)
 
     def on_function_instance(self, *, func: griffe.Function, **kwargs: object) -> None:
+        """The parameters that a decorator gave a function."""
         if not func.decorators or func.parent is None or not func.parent.is_module:
             return
         signature = inspect.signature(getattr(importlib.import_module(func.parent.path), func.name))
