@@ -17,7 +17,7 @@ import jaxqr
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 QUOTED = re.compile(r'^```python title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?://)([^)#\s]*)(?:#([\w-]+))?\)")
 
@@ -26,20 +26,25 @@ def text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+@pytest.fixture
+def as_users_have_it():
+    """Single precision and JAX's own promotions; a page may ask for double."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        jax.config.update("jax_enable_x64", False)
+        yield
+    jax.config.update("jax_enable_x64", True)
+
+
+@pytest.mark.usefixtures("as_users_have_it")
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_examples(path):
-    examples = "\n".join(body for kind, body in FENCE.findall(text(path)) if kind == "pycon")
-    if "lineax" in examples:
-        pytest.importorskip("lineax", reason="the examples need lineax")
-        pytest.importorskip("optimistix", reason="the examples need Optimistix")
+    examples = "\n".join(body for body in FENCE.findall(text(path)) if ">>>" in body)
+    for package in ("lineax", "optimistix"):
+        if package in examples:
+            pytest.importorskip(package, reason=f"the examples need {package}")
     test = doctest.DocTestParser().get_doctest(examples, {}, path.name, str(path), 0)
     flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
-    with (
-        jax.enable_x64(False),
-        jax.numpy_rank_promotion("allow"),
-        jax.numpy_dtype_promotion("standard"),
-    ):
-        assert not doctest.DocTestRunner(optionflags=flags).run(test).failed
+    assert not doctest.DocTestRunner(optionflags=flags).run(test).failed
 
 
 def test_code_that_is_quoted_is_the_code():
