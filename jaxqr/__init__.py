@@ -5,10 +5,12 @@ from jaxqr._lq import lq, ql, rq
 from jaxqr._lstsq import lstsq
 from jaxqr._pivoted import pivoted_qr
 from jaxqr._qr import qr
+from jaxqr._random_pivots import log_probability
 from jaxqr._schur import qz, schur
 
 __all__ = [
     "distributed",
+    "log_probability",
     "lq",
     "lstsq",
     "pivoted_qr",

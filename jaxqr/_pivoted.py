@@ -6,7 +6,7 @@ from typing import Any, Literal, Unpack, overload
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxqr._arguments import (
@@ -15,6 +15,7 @@ from jaxqr._arguments import (
     as_matrices,
     compute_dtype,
     first_lost_rank,
+    level,
     one_of,
     require_rank,
     result_dtype,
@@ -36,9 +37,9 @@ class PivotedQR:
     k: int
     positive_diagonal: bool
 
-    def forward(self, a: Array) -> Arrays:
+    def forward(self, a: Array, *noise: Array) -> Arrays:
         """(q, r, p), or (r, p)."""
-        *factors, p = pivoting.pivoted_qr(a, self.mode, self.k)
+        *factors, p = pivoting.pivoted_qr(a, self.mode, self.k, *noise)
         return *(with_positive_diagonal(*factors) if self.positive_diagonal else factors), p
 
     def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
@@ -88,6 +89,22 @@ class PivotedQR:
         return x, self._beyond([a], p) if self._truncates(a) else None
 
 
+class RandomlyPivotedQR(PivotedQR):
+    """Likewise; a second argument, the noise in the choice of pivots, is constant."""
+
+    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
+        """As without noise."""
+        return super().residuals(args[:1], outputs)
+
+    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
+        """As without noise."""
+        return super().pushforward(residuals, tangents[:1])
+
+    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
+        """(a_bar, None)."""
+        return *super().pullback(residuals, cotangents), None
+
+
 def _is_extreme(x: Array, r: Array, *_: Any) -> Array:
     return is_extreme(r)
 
@@ -98,17 +115,24 @@ def _pull_r(x: Array, r: Array, y: Array | None, r_bar: Array, *, extreme: bool 
     return b_bar
 
 
+class PivotedOptions(Options, total=False):
+    """The keywords of pivoted_qr beside mode and rank."""
+
+    temperature: ArrayLike | None
+    key: ArrayLike | None
+
+
 @overload
 def pivoted_qr(
     a: ArrayLike,
     *,
     mode: Literal["reduced", "complete"] = ...,
     rank: int | None = ...,
-    **options: Unpack[Options],
+    **options: Unpack[PivotedOptions],
 ) -> tuple[Array, Array, Array]: ...
 @overload
 def pivoted_qr(
-    a: ArrayLike, *, mode: Literal["r"], rank: int | None = ..., **options: Unpack[Options]
+    a: ArrayLike, *, mode: Literal["r"], rank: int | None = ..., **options: Unpack[PivotedOptions]
 ) -> tuple[Array, Array]: ...
 def pivoted_qr(
     a: ArrayLike,
@@ -119,6 +143,8 @@ def pivoted_qr(
     positive_diagonal: bool = False,
     check_rank: bool = False,
     method: Method = "auto",
+    temperature: ArrayLike | None = None,
+    key: ArrayLike | None = None,
 ) -> tuple[Array, Array, Array] | tuple[Array, Array]:
     """QR with column pivoting, A[:, p] = Q R, differentiable for every shape.
 
@@ -134,6 +160,11 @@ def pivoted_qr(
         rank: a static integer in 1..min(m, n): stop after so many pivots. Q R is then an
             approximation of A[:, p] of that rank.
         forward_mode, positive_diagonal, check_rank, method: as in :func:`jaxqr.qr`.
+        temperature: real and >= 0, may be traced: pivots at random, column i with a probability
+            proportional to c_i^(1 / temperature), c_i the squared norm of what is left of it. At 1
+            that is randomly pivoted QR, in proportion to squared norms; towards 0 it goes to the
+            pivots of largest norm, and at 0 it takes them. Together with ``key``.
+        key: a key of ``jax.random``. The matrices of a batch have chances of their own.
 
     Returns:
         ``(q, r, p)``, or ``(r, p)`` in mode "r": ``jnp.take(a, p, axis=-1)`` is ``q @ r`` (for one
@@ -141,12 +172,18 @@ def pivoted_qr(
 
     Raises:
         ValueError: a has fewer than two axes; an unknown mode or method; rank outside
-            1..min(m, n); rank together with mode "complete".
-        TypeError: a is not an array of numbers; rank is not an integer.
+            1..min(m, n); rank together with mode "complete"; temperature without key or key
+            without temperature; a temperature that is no scalar, or known to be negative.
+        TypeError: a is not an array of numbers; rank is not an integer; temperature is complex.
 
     The derivative is that of :func:`jaxqr.qr` at A[:, p] with p held fixed (Roberts and Roberts,
     arXiv:2009.10071, eqs. 3, 9, 10, 21, 26). It exists where A has full rank, or at least rank k;
-    between two columns of equal norm the choice of p jumps. The cost is that of :func:`jaxqr.qr`.
+    between two columns of equal norm the choice of p jumps. Through the choice itself, of random
+    pivots, goes the score-function gradient: see :func:`jaxqr.log_probability`. The cost is that
+    of :func:`jaxqr.qr`.
+
+    Random pivots are those of Y. Chen, E. N. Epperly, J. A. Tropp and R. J. Webber, "Randomly
+    pivoted Cholesky" (arXiv:2207.06503), there of A^H A, chosen by Gumbel's trick.
 
     >>> import jax, jax.numpy as jnp, jaxqr
     >>> a = jnp.array([[0.0, 2.0, 0.0], [0.0, 4.0, 3.0]])  # the leading block is singular
@@ -168,6 +205,7 @@ def pivoted_qr(
         _check_rank_argument(rank, mode, a)
     *q, r, p = _factors(
         a,
+        _check_temperature(temperature, key),
         mode=mode,
         k=min(a.shape[-2:]) if rank is None else int(rank),
         forward_mode=forward_mode,
@@ -197,10 +235,42 @@ def _check_rank_argument(rank: Any, mode: str, a: Array) -> None:
         )
 
 
+def _check_temperature(temperature: Any, key: Any) -> tuple[Array, Array] | None:
+    """(temperature, key), or None for pivots that are not random."""
+    if temperature is None and key is None:
+        return None
+    if temperature is None or key is None:
+        given, missing = ("key", "temperature") if temperature is None else ("temperature", "key")
+        raise ValueError(
+            "pivoted_qr expects temperature and key together, for random pivots. Got "
+            f"{given} without {missing}."
+        )
+    heat = level("pivoted_qr", "temperature", temperature)
+    if heat.ndim:
+        raise ValueError(f"pivoted_qr expects temperature to be a scalar. Got shape {heat.shape}.")
+    return heat, key
+
+
 @functools.partial(jax.jit, static_argnames=("mode", "k", "forward_mode", "positive_diagonal"))
-def _factors(a: Array, *, mode: str, k: int, forward_mode: bool, positive_diagonal: bool) -> Arrays:
-    *factors, p = differentiated(PivotedQR(mode, k, positive_diagonal), forward_mode)(
-        a.astype(compute_dtype(a.dtype))
-    )
+def _factors(
+    a: Array,
+    random: tuple[Array, Array] | None,
+    *,
+    mode: str,
+    k: int,
+    forward_mode: bool,
+    positive_diagonal: bool,
+) -> Arrays:
+    scalar = compute_dtype(a.dtype)
+    if random is None:
+        rule = PivotedQR(mode, k, positive_diagonal)
+        *factors, p = differentiated(rule, forward_mode)(a.astype(scalar))
+    else:
+        temperature, key = random
+        real = jnp.finfo(scalar).dtype
+        noise = jax.random.gumbel(key, (*a.shape[:-2], k, a.shape[-1]), real)
+        noise = lax.stop_gradient(temperature.astype(real) * noise)
+        rule = RandomlyPivotedQR(mode, k, positive_diagonal)
+        *factors, p = differentiated(rule, forward_mode)(a.astype(scalar), noise)
     dtype = result_dtype(a.dtype)
     return *(x.astype(dtype) for x in factors), p

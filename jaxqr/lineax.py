@@ -33,6 +33,7 @@ from lineax.internal import (
 from jaxqr._arguments import compute_dtype
 from jaxqr._forward.least_squares import factor
 from jaxqr._linalg.augmented import Root, solve_augmented
+from jaxqr._linalg.dependence import ROUNDING
 from jaxqr._linalg.products import adjoint
 
 __all__ = ["QR", "PivotedQR"]
@@ -124,7 +125,7 @@ class PivotedQR(_Solver):
     along operators of the same rank (Golub and Pereyra's): the solution jumps where it changes.
 
     Attributes:
-        rcond: a number, or None for max(m, n) times machine epsilon.
+        rcond: a number, or None for 8 times machine epsilon, as ``jaxqr.lstsq(rcond="auto")``.
 
     Cost: a complete orthogonal decomposition, two to three times that of :class:`QR`.
 
@@ -144,7 +145,7 @@ class PivotedQR(_Solver):
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> Factored:
         """The factors of an operator, up to its rank."""
         a = _matrix(operator)
-        rcond = max(a.shape) * jnp.finfo(a.dtype).eps if self.rcond is None else self.rcond
+        rcond = ROUNDING * jnp.finfo(a.dtype).eps if self.rcond is None else self.rcond
         factors = factor(a, None, jnp.asarray(rcond, jnp.finfo(a.dtype).dtype))
         return Factored(*factors, eqxi.Static(False), pack_structures(operator))
 

@@ -9,7 +9,8 @@ from jax import Array, lax
 
 from jaxqr._forward import batched, cholesky, householder, wide
 from jaxqr._forward.crossovers import MOST_UNROLLED
-from jaxqr._linalg.batching import batch_aware, over_columns, suits
+from jaxqr._linalg.batching import batch_aware, over_matrices, suits
+from jaxqr._linalg.reflectors import Reflectors, adjoint_times, times
 
 # What ``method`` may be. "auto" takes only what has the orthogonality of Householder's, and on
 # platforms where nothing was measured, Householder's itself.
@@ -51,52 +52,43 @@ def _best_on_cpu(a: Array, mode: str) -> Callable[..., tuple[Array, ...]]:
 def q_times(a: Array, r: Array, c: Array, method: str) -> Array:
     """Q C for the Q that belongs to r = qr(a, "r", method), by its reflectors; c is (..., k, n)."""
 
-    def by_householder(a: Array, r: Array, c: Array) -> Array:
-        r0, reflectors = householder.reflectors_of(a, c.shape[-2])
-        return householder.q_times(reflectors, jnp.conj(_phases(r, r0)) * c)
+    def apply(q: Reflectors, phases: Array, c: Array) -> Array:
+        return times(q, jnp.conj(phases) * c)
 
-    def by_batch(a: Array, r: Array, c: Array) -> Array:
-        (r0,) = batched.qr(a, "r")
-        return batched.q_times(a, jnp.conj(_phases(r, r0)) * c)
-
-    return _by_reflectors(by_householder, by_batch, a, r, c, method)
+    return _by_reflectors(apply, a, r, c, method)
 
 
 def q_adjoint_times(a: Array, r: Array, b: Array, method: str) -> Array:
     """Q^H B likewise; b is (..., m, n)."""
 
-    def by_householder(a: Array, r: Array, b: Array) -> Array:
-        r0, reflectors = householder.reflectors_of(a, r.shape[-2])
-        return _phases(r, r0) * householder.q_adjoint_times(reflectors, b)
+    def apply(q: Reflectors, phases: Array, b: Array) -> Array:
+        return phases * adjoint_times(q, b)
 
-    def by_batch(a: Array, r: Array, b: Array) -> Array:
-        (r0,) = batched.qr(a, "r")
-        return _phases(r, r0) * batched.q_adjoint_times(a, b)
-
-    return _by_reflectors(by_householder, by_batch, a, r, b, method)
+    return _by_reflectors(apply, a, r, b, method)
 
 
 def _by_reflectors(
-    by_householder: Callable[..., Array],
-    by_batch: Callable[..., Array],
-    a: Array,
-    r: Array,
-    x: Array,
-    method: str,
+    apply: Callable[[Reflectors, Array, Array], Array], a: Array, r: Array, x: Array, method: str
 ) -> Array:
-    by_householder, by_batch = over_columns(by_householder), over_columns(by_batch)
+    def by(reflectors_of: Callable[[Array], tuple[Array, Reflectors]]) -> Callable[..., Array]:
+        def applied(a: Array, r: Array, x: Array) -> Any:
+            r0, q = reflectors_of(a)
+            return over_matrices(apply)(q, _phases(r, r0), x)
+
+        return applied
+
+    by_householder, by_batch = by(householder.reflectors_of), by(batched.reflectors_of)
     k = min(a.shape[-2:])
 
-    def of_leading(a: Array, r: Array, x: Array) -> Any:
+    def of_leading(a: Array, r: Array, x: Array) -> Array:
         return by_householder(a[..., :k], r[..., :k], x)
 
-    out: Array
-    if method == "auto":
-        by_best = {batched.qr: by_batch, wide.qr: of_leading}
-        on_cpu = by_best.get(_best_on_cpu(a, "r"), by_householder)
-        out = lax.platform_dependent(a, r, x, cpu=on_cpu, default=by_householder)
-    else:
-        out = (by_batch if method == "batched" else by_householder)(a, r, x)
+    if method == "batched":
+        return by_batch(a, r, x)
+    if method != "auto":
+        return by_householder(a, r, x)
+    on_cpu = {batched.qr: by_batch, wide.qr: of_leading}.get(_best_on_cpu(a, "r"), by_householder)
+    out: Array = lax.platform_dependent(a, r, x, cpu=on_cpu, default=by_householder)
     return out
 
 

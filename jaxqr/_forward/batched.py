@@ -7,7 +7,15 @@ from jax import Array
 
 from jaxqr._linalg.algebra import materialized, total
 from jaxqr._linalg.batching import innermost, outermost
-from jaxqr._linalg.reflectors import abs2, magnitude, scalars
+from jaxqr._linalg.reflectors import (
+    Reflectors,
+    abs2,
+    magnitude,
+    reflect,
+    reflected,
+    scalars,
+    terms,
+)
 
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:
@@ -25,27 +33,18 @@ def qr(a: Array, mode: str) -> tuple[Array, ...]:
 def triangle_and_product(a: Array, b: Array) -> tuple[Array, Array]:
     """U and the first n rows of Q^H B, for a (..., m, n), m >= n, and b (..., m, p)."""
     reflectors, u = _triangle(innermost(a), a.shape[-1])
-    c = jnp.stack(_reflected(reflectors, innermost(b)))
+    c = jnp.stack(reflected(reflectors, innermost(b)))
     return outermost(materialized(u), a.shape[:-2]), outermost(materialized(c), a.shape[:-2])
 
 
-def q_times(a: Array, c: Array) -> Array:
-    """Q C for the first k columns of the Q of a (..., m, n) and c (..., k, p)."""
+def reflectors_of(a: Array) -> tuple[Array, Reflectors]:
+    """R (..., k, n) and the reflectors of a (..., m, n)."""
     m, k = a.shape[-2], min(a.shape[-2:])
-    reflectors, _ = _triangle(innermost(a), k)
-    x = jnp.pad(innermost(c), [(0, m - k), (0, 0), (0, 0)])
-    for j, (v, tau) in reversed(list(enumerate(reflectors))):
-        first, below = x[j], x[j + 1 :]
-        w = materialized(tau[None] * total([first, *_terms(v, below)]))
-        x = materialized(jnp.concatenate([x[:j], (first - w)[None], below - v[:, None] * w[None]]))
-    return outermost(x, a.shape[:-2])
-
-
-def q_adjoint_times(a: Array, b: Array) -> Array:
-    """The first k rows of Q^H B likewise, for b (..., m, p)."""
-    reflectors, _ = _triangle(innermost(a), min(a.shape[-2:]))
-    c = jnp.stack(_reflected(reflectors, innermost(b)))
-    return outermost(materialized(c), a.shape[:-2])
+    reflectors, r = _triangle(innermost(a), k)
+    columns = [jnp.pad(v, [(m - len(v), 0), (0, 0)]) for v, _ in reflectors]
+    v, taus = jnp.stack(columns, axis=1), jnp.stack([tau for _, tau in reflectors])[None]
+    r, v, taus = (outermost(materialized(x), a.shape[:-2]) for x in (r, v, taus))
+    return r, Reflectors(v, taus)
 
 
 def _triangle(x: Array, steps: int) -> tuple[list[tuple[Array, Array]], Array]:
@@ -74,30 +73,9 @@ def _eliminate(x: Array, steps: int) -> tuple[list[tuple[Array, Array]], list[Ar
         if x.shape[1] == 1:
             rows.append(beta)
             break
-        row, x = _reflect(v, tau, x[:, 1:])
+        row, x = reflect(v, tau, x[:, 1:])
         rows.append(jnp.concatenate([beta, row]))
     return reflectors, rows
-
-
-def _reflected(reflectors: list[tuple[Array, Array]], x: Array) -> list[Array]:
-    """The rows of Q^H X, one for each reflector, for x (m, n, batch)."""
-    rows = []
-    for v, tau in reflectors:
-        row, x = _reflect(v, tau, x)
-        rows.append(row)
-    return rows
-
-
-def _reflect(v: Array, tau: Array, x: Array) -> tuple[Array, Array]:
-    """The first row of H^H X, and what is below it, for x (m, n, batch)."""
-    first, below = x[0], x[1:]
-    w = materialized(jnp.conj(tau)[None] * total([first, *_terms(v, below)]))
-    return first - w, materialized(below - v[:, None] * w[None])
-
-
-def _terms(v: Array, x: Array) -> list[Array]:
-    """What v^H X sums up, for v (m, batch) and x (m, n, batch)."""
-    return [jnp.conj(element) * row for element, row in zip(v[:, None], x, strict=True)]
 
 
 def _q(reflectors: list[tuple[Array, Array]], columns: int) -> Array:
@@ -111,7 +89,7 @@ def _q(reflectors: list[tuple[Array, Array]], columns: int) -> Array:
     for v, tau in reversed(reflectors):
         turned = jnp.concatenate([1 - tau[None], -tau[None] * v])[:, None]
         if q.shape[1]:
-            w = materialized(tau[None] * total(_terms(v, q)))
+            w = materialized(tau[None] * total(terms(v, q)))
             others = jnp.concatenate([-w[None], q - v[:, None] * w[None]])
             turned = jnp.concatenate([turned, others], axis=1)
         q = materialized(turned)

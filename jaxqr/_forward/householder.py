@@ -3,14 +3,13 @@
 JAX's functions are bound here by name, once: a program may set ``jnp.linalg.qr = jaxqr.qr``.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.lax.linalg import ormqr
 from jax.numpy.linalg import qr as jax_qr
 
+from jaxqr._linalg.batching import over_matrices
 from jaxqr._linalg.phases import with_positive_diagonal
+from jaxqr._linalg.reflectors import Reflectors, adjoint_times
 
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:
@@ -20,32 +19,18 @@ def qr(a: Array, mode: str) -> tuple[Array, ...]:
     return real_diagonal(*factors)
 
 
+def reflectors_of(a: Array) -> tuple[Array, Reflectors]:
+    """R (..., k, n) as LAPACK leaves it, and the reflectors of a (..., m, n)."""
+    transposed, taus = jax_qr(a, mode="raw")
+    k = min(a.shape[-2:])
+    stored = transposed.mT
+    return jnp.triu(stored)[..., :k, :], Reflectors(stored[..., :k], taus[..., None, :])
+
+
 def triangle_and_product(a: Array, b: Array) -> tuple[Array, Array]:
     """U and the first n rows of Q^H B without Q, for a (..., m, n), m >= n, and b (..., m, p)."""
-    transposed, taus = jax_qr(a, mode="raw")
-    reflectors, n = transposed.mT, a.shape[-1]
-    c = ormqr(reflectors, taus, b, left=True, transpose=True)
-    return jnp.triu(reflectors[..., :n, :]), c[..., :n, :]
-
-
-def reflectors_of(a: Array, columns: int) -> tuple[Array, Any]:
-    """R (..., k, n) as LAPACK leaves it, and the first reflectors of a (..., m, n)."""
-    transposed, taus = jax_qr(a, mode="raw")
-    stored = transposed.mT
-    return jnp.triu(stored)[..., :columns, :], (stored[..., :columns], taus[..., :columns])
-
-
-def q_times(reflectors: Any, c: Array) -> Array:
-    """Q C for the first k columns of Q and c (..., k, n): Q is applied, not formed."""
-    v, taus = reflectors
-    rows = [(0, 0)] * (c.ndim - 2) + [(0, v.shape[-2] - c.shape[-2]), (0, 0)]
-    return ormqr(v, taus, jnp.pad(c, rows), left=True, transpose=False)
-
-
-def q_adjoint_times(reflectors: Any, b: Array) -> Array:
-    """Q^H B for the first k columns of Q and b (..., m, n)."""
-    v, taus = reflectors
-    return ormqr(v, taus, b, left=True, transpose=True)[..., : v.shape[-1], :]
+    u, q = reflectors_of(a)
+    return u, over_matrices(adjoint_times)(q, b)
 
 
 def real_diagonal(*factors: Array) -> tuple[Array, ...]:

@@ -11,6 +11,7 @@ from jaxqr._linalg import products
 from jaxqr._linalg.algebra import solve_left
 from jaxqr._linalg.augmented import Root
 from jaxqr._linalg.batching import batch_aware, over_columns, over_matrices, suits
+from jaxqr._linalg.reflectors import Reflectors, adjoint_times
 from jaxqr._linalg.scaling import magnitudes, unit
 
 
@@ -38,13 +39,19 @@ def _full_rank(a: Array, ridge: Array | None) -> Factors:
 
 def factor_and_solve_without_q(
     a: Array, b: Array, ridge: Array | None
-) -> tuple[Root, Array, Array]:
-    """The root and d, and x, for a (..., m, n) with m >= n and b (..., m, nrhs)."""
+) -> tuple[Root, Array, Reflectors | None, Array]:
+    """The root, d, and x, for a (..., m, n) with m >= n and b (..., m, nrhs).
+
+    Of square a also the reflectors of Q: they have room where U has zeros.
+    """
+    reduce = _reduce
     if ridge is not None:
         a, b = _with_ridge(a, ridge), _with_zeros(a, b, ridge)
-    u, c = over_columns(batch_aware(_reduce), shared=True)(a, b)
+    elif a.shape[-2] == a.shape[-1]:
+        reduce = _reduce_square
+    (u, q), c = over_columns(batch_aware(reduce), shared=True)(a, b)
     root, d = _in_units(u)
-    return root, d, over_matrices(solve_left)(u, c)
+    return root, d, q, over_matrices(solve_left)(u, c)
 
 
 def _in_units(u: Array) -> tuple[Root, Array]:
@@ -92,17 +99,27 @@ def _beside(a: Array, ridge: Array, x: Array) -> Array:
     return jnp.where(_ridge_first(a, ridge), x[..., -m:, :], x[..., :m, :])
 
 
-def _reduce(a: Array, b: Array) -> tuple[Array, Array]:
-    """U and the first n rows of Q^H b without Q."""
+Reduced = tuple[tuple[Array, Reflectors | None], Array]
+
+
+def _reduce(a: Array, b: Array) -> Reduced:
+    """U, no reflectors, and the first n rows of Q^H b without Q."""
     best = safe = householder.triangle_and_product
     if suits(a, b):
         best = batched.triangle_and_product
     elif cholesky.suits(a, "r"):
         best = cholesky.triangle_and_product
-    if best is safe:
-        return safe(a, b)
-    out: tuple[Array, Array] = lax.platform_dependent(a, b, cpu=best, default=safe)
-    return out
+    u, c = safe(a, b) if best is safe else lax.platform_dependent(a, b, cpu=best, default=safe)
+    return (u, None), c
+
+
+def _reduce_square(a: Array, b: Array) -> Reduced:
+    """U, the reflectors, and Q^H b."""
+    best = safe = householder.reflectors_of
+    if suits(a, b):
+        best = batched.reflectors_of
+    u, q = safe(a) if best is safe else lax.platform_dependent(a, cpu=best, default=safe)
+    return (u, q), over_matrices(adjoint_times)(q, b)
 
 
 def _rank_revealing(a: Array, rcond: Array) -> Factors:

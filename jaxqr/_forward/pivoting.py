@@ -9,7 +9,7 @@ from jax.lax.linalg import householder_product
 from jax.lax.linalg import qr as jax_qr
 
 from jaxqr._forward import householder
-from jaxqr._linalg.products import adjoint, matmul
+from jaxqr._linalg.products import adjoint, project
 from jaxqr._linalg.reflectors import abs2, magnitude, reflector
 
 
@@ -18,15 +18,19 @@ def take_columns(a: Array, p: Array) -> Array:
     return jnp.take_along_axis(a, p[..., None, :], axis=-1)
 
 
-def pivoted_qr(a: Array, mode: str, k: int) -> tuple[Array, ...]:
+def pivoted_qr(a: Array, mode: str, k: int, noise: Array | None = None) -> tuple[Array, ...]:
     """(q, r, p), or (r, p) in mode "r", of a (..., m, n), after k <= min(m, n) pivots.
 
-    q is (..., m, k) and r (..., k, n); in mode "complete", (..., m, m) and (..., m, n).
+    q is (..., m, k) and r (..., k, n); in mode "complete", (..., m, m) and (..., m, n). The pivot
+    at step j has the largest norm left, or with noise (..., k, n) the largest log norm^2 + noise_j.
     """
     if a.size == 0:
         p = jnp.broadcast_to(jnp.arange(a.shape[-1], dtype=jnp.int32), _like_columns(a))
         return *householder.qr(a, mode), p
-    out: tuple[Array, ...] = lax.platform_dependent(
+    if noise is not None:
+        out: tuple[Array, ...] = _xla(a, mode, k, noise)
+        return out
+    out = lax.platform_dependent(
         a,
         cpu=lambda a: _lapack(a, mode, k),
         default=lambda a: _xla(a, mode, k),
@@ -47,10 +51,10 @@ def _lapack(a: Array, mode: str, k: int) -> tuple[Array, ...]:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))  # traced once, also where LAPACK is taken
-def _xla(a: Array, mode: str, k: int) -> tuple[Array, ...]:
+def _xla(a: Array, mode: str, k: int, noise: Array | None = None) -> tuple[Array, ...]:
     *batch, m, n = a.shape
-    flat = a.reshape(-1, m, n)
-    reflectors, taus, p = jax.vmap(lambda x: _eliminate(x, k))(flat)
+    flat = a.reshape(-1, m, n), None if noise is None else noise.reshape(-1, k, n)
+    reflectors, taus, p = jax.vmap(lambda x, noise: _eliminate(x, k, noise))(*flat)
     r = jnp.triu(reflectors)
     if mode != "complete":
         r = r[:, :k]
@@ -63,7 +67,7 @@ def _xla(a: Array, mode: str, k: int) -> tuple[Array, ...]:
     return tuple(x.reshape(*batch, *x.shape[1:]) for x in factors)
 
 
-def _eliminate(a: Array, k: int) -> tuple[Array, Array, Array]:
+def _eliminate(a: Array, k: int, noise: Array | None) -> tuple[Array, Array, Array]:
     """K steps of Householder elimination with column pivoting on a (m, n), as LAPACK stores it.
 
     Returns R in and above the diagonal with the reflectors v below it (v_j = 1 is implied), their
@@ -79,12 +83,13 @@ def _eliminate(a: Array, k: int) -> tuple[Array, Array, Array]:
         a, taus, p = state
         trailing = jnp.where((row >= j)[:, None], a, 0)
         norms = jnp.sqrt(jnp.sum(abs2(trailing), axis=0)) * relative[p]
-        pivot = jnp.argmax(jnp.where(column >= j, norms, -1))
+        merits = norms if noise is None else _noisy(norms, noise[j])
+        pivot = jnp.argmax(jnp.where(column >= j, merits, -jnp.inf))
         a = a.at[:, pivot].set(a[:, j]).at[:, j].set(a[:, pivot])
         p = p.at[pivot].set(p[j]).at[j].set(p[pivot])
 
         v, tau, beta = reflector(a[:, j], j, row)
-        inner = matmul(adjoint(v[:, None]), a)
+        inner = adjoint(project(a, v[:, None]))
         updated = a - jnp.conj(tau) * v[:, None] * inner
         a = jnp.where((column > j)[None, :], updated, a)
         stored = jnp.where(row > j, v, jnp.where(row == j, beta.astype(a.dtype), a[:, j]))
@@ -100,3 +105,9 @@ def _eliminate(a: Array, k: int) -> tuple[Array, Array, Array]:
     eliminated = (column < k)[None, :]
     scaled = a * scale[p].astype(a.dtype)[None]
     return jnp.where(on_or_above | ~eliminated, scaled, a), taus, p
+
+
+def _noisy(norms: Array, noise: Array) -> Array:
+    """Log norms^2 + noise, finite where a norm is zero."""
+    least = float(jnp.finfo(norms.dtype).min)
+    return jnp.where(norms == 0, least, 2 * jnp.log(jnp.where(norms == 0, 1, norms)) + noise)

@@ -21,10 +21,12 @@ with orthonormal columns: a complete orthogonal decomposition. With lambda, Q B 
 [A; sqrt(lambda) I] D^-1, and of Q the rows beside A suffice. The normal equations are never formed.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import Array
 
-from jaxqr._linalg import products
+from jaxqr._linalg import products, reflectors
 from jaxqr._linalg.algebra import adjoint, matmul, project, solve_adjoint_left, solve_left
 from jaxqr._linalg.batching import over_columns, over_matrices, unless_any
 from jaxqr._linalg.scaling import is_extreme, magnitudes, unit
@@ -55,28 +57,29 @@ def rank(root: Root) -> Array:
 
 
 def solve_augmented(
-    root: Root, q: Array, f: Array | None, g: Array | None, *, spans: Array | None = None
+    root: Root, q: Any, f: Array | None, g: Array | None, *, spans: Array | None = None
 ) -> tuple[Array, Array]:
     """(r, x) from the right-hand sides f (..., m, nrhs) and g (..., n, nrhs); None is zero.
 
-    ``spans`` (..., 1, 1) tells whether the columns of A span all there is: then f leaves no
-    residual, not even rounding. None: they do not.
+    q is Q or its reflectors. ``spans`` (..., 1, 1) tells whether the columns of A span all there
+    is: then f leaves no residual, not even rounding. None: they do not.
 
     Björck, "Solving linear least squares problems by Gram-Schmidt orthogonalization" (1967) and
     "Numerical Methods for Least Squares Problems" (1996), section 2.4.
     """
 
     def solve(
-        root: Root, q: Array, f: Array | None, g: Array | None, spans: Array | None
+        root: Root, q: Any, f: Array | None, g: Array | None, spans: Array | None
     ) -> tuple[Array, Array]:
         z = None if g is None else _solve_adjoint(root, g)
         if f is None:
             assert z is not None
-            return matmul(q, z), -_solve(root, z)
-        d = project(q, f) if z is None else project(q, f) - z
-        r = f - matmul(q, d)
+            return reflectors.times(q, z), -_solve(root, z)
+        d = reflectors.adjoint_times(q, f)
+        d = d if z is None else d - z
+        r = f - reflectors.times(q, d)
         if spans is not None:
-            r = jnp.where(spans, 0 if z is None else matmul(q, z), r)
+            r = jnp.where(spans, 0 if z is None else reflectors.times(q, z), r)
         return r, _solve(root, d)
 
     r, x = over_matrices(solve)(root, q, f, g, spans)
@@ -114,21 +117,18 @@ def adjoint_times(a: Array, d: Array, r: Array) -> Array:
 
 
 def product_over(left: Array, d: Array, right: Array, *, as_adjoint: bool) -> Array:
-    """L R^H D^-1 for narrow left (..., m, p) and right (..., n, p), or the adjoint of that."""
+    """L R^H D^-1 for narrow left (..., m, p) and right (..., n, p), or the adjoint of that.
 
-    def product(left: Array, right: Array) -> Array:
-        x, y = (right, left) if as_adjoint else (left, right)
-        return products.matmul(x, products.adjoint(y))
-
-    def usual(left: Array, d: Array, right: Array) -> Array:
-        return product(left, right / d)
-
-    def careful(left: Array, d: Array, right: Array) -> Array:
-        size = unit(jnp.max(magnitudes(left), axis=-2, keepdims=True)).astype(left.dtype)
-        return product(left / size, right * size / d)
-
-    out: Array = unless_any(_is_extreme, usual, careful)(left, d, right)
-    return out
+    Columns of L are brought near one first, so that what is beyond the range is the product itself;
+    what L leaves out is left out whatever stands in R.
+    """
+    largest = jnp.max(magnitudes(left), axis=-2, keepdims=True)
+    size = unit(largest).astype(left.dtype)
+    x, y = left / size, right * jnp.where(largest == 0, 0, size) / d
+    product: Array = products.matmul(
+        *(y, products.adjoint(x)) if as_adjoint else (x, products.adjoint(y))
+    )
+    return product
 
 
 def _times(a: Array, d: Array, x: Array) -> Array:

@@ -74,7 +74,7 @@ def over_columns(f: Callable[..., Any], *, shared: bool = False) -> Callable[...
     """F, of factors and at last x (..., rows, columns), whose columns it takes one by one.
 
     Where vmap maps x alone, ``f`` gets one x with more columns, and the factors are shared. What
-    ``f`` returns has the columns of x; with ``shared``, a first array before it has nothing of x.
+    ``f`` returns has the columns of x; with ``shared``, what comes first has nothing of x.
     """
 
     def rule(axis_size: int, in_batched: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -87,7 +87,9 @@ def over_columns(f: Callable[..., Any], *, shared: bool = False) -> Callable[...
             return jnp.moveaxis(y.reshape(*y.shape[:-1], *columns.shape[-2:]), -2, 0)
 
         out = aware(*factors, columns.reshape(*x.shape[1:-1], -1))
-        return ((out[0], apart(out[1])), (False, True)) if shared else (apart(out), True)
+        if not shared:
+            return apart(out), True
+        return (out[0], apart(out[1])), (jax.tree.map(lambda _: False, out[0]), True)
 
     aware = _with_vmap_rule(f, rule)
     return aware

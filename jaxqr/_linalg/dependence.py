@@ -6,7 +6,7 @@ from jax.numpy.linalg import norm
 
 from jaxqr._linalg.scaling import magnitudes, unit
 
-_LEAST = 8  # rounding leaves up to four eps of a dependent column, however few there are
+ROUNDING = 8  # eps; of a dependent column, rounding was seen to leave up to four, in tall data too
 
 
 def dependent_columns(r: Array) -> Array:
@@ -19,7 +19,7 @@ def dependent_columns(r: Array) -> Array:
     r = lax.stop_gradient(r[..., :k, :k])
     r = r / unit(jnp.max(magnitudes(r), axis=-2, keepdims=True, initial=0)).astype(r.dtype)
     diagonal = jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
-    tolerance = max(rows, columns, _LEAST) * float(jnp.finfo(r.dtype).eps)
+    tolerance = max(rows, columns, ROUNDING) * float(jnp.finfo(r.dtype).eps)
     return jnp.less_equal(diagonal, tolerance * norm(r, axis=-2))
 
 

@@ -1,9 +1,78 @@
-"""Householder reflectors, as LAPACK's larfg makes them."""
+"""Householder reflectors, as LAPACK's larfg makes them, and products with what they make up."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
+from jax.lax.linalg import ormqr
+
+from jaxqr._linalg.algebra import materialized, matmul, project, total
+from jaxqr._linalg.batching import over_columns
+
+
+class Reflectors(NamedTuple):
+    """Q = H_0 H_1 ... with H_j = I - tau_j v_j v_j^H, k of them, as LAPACK stores them."""
+
+    v: Array  # (..., m, k): v_j below the diagonal, 1 on it; what is there and above is not read
+    taus: Array  # (..., 1, k)
+
+
+def times(q: Array | Reflectors, c: Array) -> Array:
+    """Q C for the first k columns of q, or of many small ones, and c (k, n[, batch])."""
+    if not isinstance(q, Reflectors):
+        return matmul(q, c)
+    v, taus = q
+    x = jnp.pad(c, [(0, v.shape[0] - c.shape[0]), (0, 0), *[(0, 0)] * (c.ndim - 2)])
+    if v.ndim == 2:
+        y: Array = over_columns(_ormqr)(v, taus, x)
+        return y
+    for j in reversed(range(v.shape[1])):
+        below, tau = v[j + 1 :, j], taus[0, j]
+        w = materialized(tau[None] * total([x[j], *terms(below, x[j + 1 :])]))
+        rows = [x[:j], (x[j] - w)[None], x[j + 1 :] - below[:, None] * w[None]]
+        x = materialized(jnp.concatenate(rows))
+    return x
+
+
+def adjoint_times(q: Array | Reflectors, b: Array) -> Array:
+    """The first k rows of Q^H B likewise, for b (m, n[, batch])."""
+    if not isinstance(q, Reflectors):
+        return project(q, b)
+    v, taus = q
+    if v.ndim == 2:
+        y: Array = over_columns(_ormqr_adjoint)(v, taus, b)
+        return y[: v.shape[1]]
+    columns = [(v[j + 1 :, j], taus[0, j]) for j in range(v.shape[1])]
+    return materialized(jnp.stack(reflected(columns, b)))
+
+
+def _ormqr(v: Array, taus: Array, x: Array) -> Array:
+    return ormqr(v, taus[0], x, left=True, transpose=False)
+
+
+def _ormqr_adjoint(v: Array, taus: Array, x: Array) -> Array:
+    return ormqr(v, taus[0], x, left=True, transpose=True)
+
+
+def reflected(reflectors: list[tuple[Array, Array]], x: Array) -> list[Array]:
+    """The rows of Q^H X, one for each (v, tau), v below its 1, for x (m, n, batch)."""
+    rows = []
+    for v, tau in reflectors:
+        row, x = reflect(v, tau, x)
+        rows.append(row)
+    return rows
+
+
+def reflect(v: Array, tau: Array, x: Array) -> tuple[Array, Array]:
+    """The first row of H^H X, and what is below it, for x (m, n, batch)."""
+    first, below = x[0], x[1:]
+    w = materialized(jnp.conj(tau)[None] * total([first, *terms(v, below)]))
+    return first - w, materialized(below - v[:, None] * w[None])
+
+
+def terms(v: Array, x: Array) -> list[Array]:
+    """What v^H X sums up, for v (m, batch) and x (m, n, batch)."""
+    return [jnp.conj(element) * row for element, row in zip(v[:, None], x, strict=True)]
 
 
 def reflector(x: Array, j: Any, row: Any) -> tuple[Array, Array, Array]:

@@ -38,6 +38,7 @@ The rules stand on M^+ and N as the operators that they differentiate: so every 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -57,7 +58,7 @@ class System(NamedTuple):
     rcond: Array | None  # None: A has full column rank
     root: tuple[Any, ...]
     d: Any  # the units of A's columns, (..., n, 1), or one for all of them, (..., 1, 1)
-    q: Array | None  # None: not kept; computed anew where it is needed, which f != 0 alone does
+    q: Any  # or its reflectors; None: computed anew where it is needed, which f != 0 alone does
 
 
 class Solved(NamedTuple):
@@ -174,8 +175,8 @@ def _cotangent(
     """A-bar, the sum of left right^H D^-1 over the pairs, as one product; and ridge-bar."""
     left, right = (jnp.concatenate(side, axis=-1) for side in zip(*pairs, strict=True))
     a_bar = product_over(left, system.d, right, as_adjoint=is_adjoint(system))
-    constants = (None,) * len(system.root)
-    return System(a_bar, ridge_bar, None, constants, None, None)
+    root, q = jax.tree.map(lambda _: None, (system.root, system.q))
+    return System(a_bar, ridge_bar, None, root, None, q)
 
 
 def _sum(x: Array | None, y: Array) -> Array:

@@ -1,0 +1,332 @@
+"""Least squares on people's own data: every scale, exact zeros, ridges of any size, tall data."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+from numerics import assert_close, gaussian, matrix, norm, tolerance
+
+import jaxqr
+
+FEW = pytest.mark.parametrize("shape", [(7, 4), (4, 4), (4, 7)], ids=str)
+WIRINGS = pytest.mark.parametrize("forward_mode", [False, True], ids=["reverse", "forward"])
+OPTIONS = {"full": {}, "rcond": {"rcond": 1e-6}, "ridge": {}}
+
+
+def program(**options):
+    """X, A-bar and b-bar, compiled."""
+
+    @jax.jit
+    def run(a, b, x_bar, ridge=None):
+        solve = functools.partial(jaxqr.lstsq, **options)
+        if ridge is not None:
+            solve = functools.partial(solve, ridge=ridge)
+        x, pull = jax.vjp(solve, a, b)
+        return x, *pull(x_bar)
+
+    return run
+
+
+# Scale.
+
+
+@WIRINGS
+@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize("shape", [(7, 4), (4, 4), (4, 7), (70, 5, 3)], ids=str)
+def test_scaling_law(shape, kind, forward_mode):
+    """Powers of two move no digit: of A and b together, of A alone, of b alone."""
+    run = program(**OPTIONS[kind], forward_mode=forward_mode)
+    a, b = gaussian(shape, "float32"), gaussian(shape[:-1], "float32")
+    x_bar = gaussian((*shape[:-2], shape[-1]), "float32")
+    ridge = (lambda s: np.float32(0.25) * s * s) if kind == "ridge" else (lambda s: None)
+    one = np.float32(1)
+    x, a_bar, b_bar = run(a, b, x_bar, ridge(one))
+    most = 60 if kind == "ridge" else 100  # where the ridge is a number
+    for power in (-most, -50, 50, most):
+        s = np.float32(2.0) ** power
+        together = run(s * a, s * b, x_bar, ridge(s))
+        for ours, theirs in zip(together, (x, a_bar / s, b_bar / s), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        of_b = run(a, s * b, x_bar, ridge(one))
+        for ours, theirs in zip(of_b, (x * s, a_bar * s, b_bar), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+        if abs(power) < most:  # A-bar goes with the square
+            of_a = run(s * a, b, x_bar, ridge(s))
+            for ours, theirs in zip(of_a, (x / s, a_bar / s / s, b_bar / s), strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+
+
+@WIRINGS
+@FEW
+def test_graded_columns(shape, forward_mode):
+    """Columns (rows of wide A) over 60 decimal orders of float32."""
+    deep = shape[0] >= shape[1]
+    run = program(forward_mode=forward_mode)
+    a, b = matrix(shape, "float32"), gaussian(shape[:1], "float32")
+    x_bar = gaussian(shape[1:], "float32")
+    x, a_bar, b_bar = (np.asarray(y) for y in run(a, b, x_bar))
+    units = (2.0 ** np.array([90, -30, 0, -95])).astype("float32")
+    over = units if deep else units[:, None]
+    if deep:
+        ours, expected = run(a * over, b, x_bar * units), (x / units, a_bar / over, b_bar)
+    else:
+        ours, expected = run(a * over, b * units, x_bar), (x, a_bar / over, b_bar / units)
+    for y, z in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(y, z, rtol=1e-3)
+
+
+# What is zero.
+
+
+def polynomial():
+    """A quadratic through four times in degrees; its gradient in double precision."""
+    a = np.vander([0.0, 30.0, 60.0, 90.0], 3, increasing=True)
+    b, x_bar = np.array([0.0, 1.0, 5.0, 2.0]), np.array([1.0, 100.0, 1e4])
+    return a, b, x_bar
+
+
+@WIRINGS
+def test_no_null_space(forward_mode):
+    """At full column rank N x-bar is zero, in each matrix of a batch; so at second order."""
+    a, b, x_bar = polynomial()
+    other = a.copy()
+    other[:, 2] = other[:, 1]  # beside it, one that has lost rank
+    solve = functools.partial(jaxqr.lstsq, rcond="auto", forward_mode=forward_mode)
+
+    def loss(solve, a, b):
+        return jnp.sum(solve(a, b) * x_bar.astype(a.dtype))
+
+    def second(solve, a, b):
+        return jnp.sum(jax.grad(loss, argnums=1)(solve, a, b)[0] ** 2)
+
+    for f, tol in ((loss, 1e-4), (second, 1e-2)):
+        expected = jax.grad(f, argnums=1)(jaxqr.lstsq, jnp.asarray(a), jnp.asarray(b))
+        grad = jax.jit(jax.vmap(lambda a, b, f=f: jax.grad(f, argnums=1)(solve, a, b)))
+        many = np.stack([a, other]).astype("float32"), np.stack([b, b]).astype("float32")
+        np.testing.assert_allclose(grad(*many)[0], expected, rtol=tol)
+
+
+@pytest.mark.parametrize("options", [{}, {"rcond": "auto"}, {"forward_mode": True}], ids=str)
+def test_no_residual(options):
+    """Of a square system, badly scaled by rows, alone and in a batch that the unrolled code takes.
+
+    Where its rank is lost there is one.
+    """
+    a = np.array([[0.04, 0.02], [900.0, 400.0]])
+    b = np.array([0.06, 400.0])
+    inverse = np.linalg.inv(a)
+    expected = -np.outer(inverse.T @ np.ones(2), inverse @ b)
+    grad = jax.grad(lambda a, b: jnp.sum(jaxqr.lstsq(a, b, **options)))
+    a, b = jnp.asarray(a, "float32"), jnp.asarray(b, "float32")
+    np.testing.assert_allclose(grad(a, b), expected, rtol=0.1)  # condition 4.9e5
+    many = jax.jit(jax.vmap(grad))(jnp.stack([a] * 70), jnp.stack([b] * 70))
+    np.testing.assert_allclose(many[0], expected, rtol=0.1)
+
+
+def test_full_row_rank_with_rcond():
+    """Wide, with rcond: no residual, and nothing of it in A-bar."""
+    a, b = matrix((3, 5), "float32", cond=1e3), gaussian((3,), "float32")
+    x_bar = gaussian((5,), "float32")
+    wide = program()(a.astype("float64"), b.astype("float64"), x_bar.astype("float64"))
+    ours = program(rcond="auto")(a, b, x_bar)
+    for y, z in zip(ours, wide, strict=True):
+        assert norm(np.asarray(y) - np.asarray(z)) <= 1e-3 * norm(z)
+
+
+# Ridges.
+
+
+@FEW
+def test_large_and_small_ridges(shape):
+    """To a few eps of the formula by singular values, all in one batch; and infinite ones."""
+    a, b = matrix(shape), gaussian(shape[:1])
+    x_bar = gaussian(shape[1:])
+    ridges = np.array([1e-20, 1e-3, 1.0, 1e6, 1e12, 1e20, 1e200])
+    many_a, many_b, bars = (np.stack([y] * len(ridges)) for y in (a, b, x_bar))
+    x, a_bar, _ = program()(many_a, many_b, bars, ridges)
+    u, s, vh = np.linalg.svd(a, full_matrices=False)
+    for i, ridge in enumerate(ridges):
+        expected = vh.T @ (s / (s**2 + ridge) * (u.T @ b))
+        w = u @ (s / (s**2 + ridge) * (vh @ x_bar))  # b-bar
+        z = (x_bar - a.T @ w) / ridge if ridge > 1 else vh.T @ ((vh @ x_bar) / (s**2 + ridge))
+        if ridge <= 1 and shape[0] < shape[1]:
+            z = z + (x_bar - vh.T @ (vh @ x_bar)) / ridge
+        bar = np.outer(b - a @ expected, z) - np.outer(w, expected)
+        assert_close(x[i], jnp.asarray(expected), tolerance("float64", shape))
+        if ridge > 1e-3:  # below, the formula itself subtracts
+            assert_close(a_bar[i], jnp.asarray(bar), 10 * tolerance("float64", shape))
+
+
+@WIRINGS
+def test_infinite_ridge(forward_mode):
+    """X and all of its derivatives are zero, beyond the type too; its neighbour is what it is."""
+    a, b = (jnp.asarray(y) for y in (matrix((3, 5, 3), "float32"), gaussian((3, 5), "float32")))
+    ridges = np.array([0.5, np.inf, 1e60])
+
+    def loss(a, b, ridge):
+        return jnp.sum(jaxqr.lstsq(a, b, ridge=ridge, forward_mode=forward_mode) ** 2 + 1)
+
+    x = jaxqr.lstsq(a, b, ridge=ridges)
+    bars = jax.grad(loss, argnums=(0, 1, 2))(a, b, jnp.asarray(ridges))
+    alone = jax.grad(loss, argnums=(0, 1, 2))(a[:1], b[:1], jnp.asarray(ridges[:1]))
+    assert_close(
+        (x[:1], *(y[:1] for y in bars)), (jaxqr.lstsq(a[0], b[0], ridge=0.5)[None], *alone), 1e-6
+    )
+    for y in (x, *bars):
+        np.testing.assert_array_equal(y[1:], 0)
+    assert jaxqr.lstsq(a[0], b[0], ridge=10**400).tolist() == [0, 0, 0]
+
+
+# Tall data, and what rcond keeps of it.
+
+
+@pytest.mark.parametrize("options", [{"forward_mode": True}, {"rcond": "auto"}], ids=str)
+def test_errors_do_not_grow_with_the_rows(options):
+    a = gaussian((200_000, 4), "float32") + 1
+    b = (a @ np.arange(1.0, 5) + 3).astype("float32")
+    expected = np.linalg.lstsq(a.astype("float64"), b.astype("float64"), rcond=None)[0]
+    x = np.asarray(jaxqr.lstsq(a, b, **options))
+    assert norm(x - expected) <= 40 * np.finfo("float32").eps * norm(expected)
+
+
+def test_auto_keeps_years_and_a_constant():
+    years = np.repeat(np.arange(1950.0, 2000.0), 200)
+    a = np.stack([np.ones_like(years), years], axis=1).astype("float32")
+    b = (0.5 * years - 900).astype("float32")
+    assert abs(float(jaxqr.lstsq(a, b, rcond="auto")[1]) - 0.5) < 1e-2
+    twice = np.concatenate([a, a[:, 1:]], axis=1)[::200]
+    assert jaxqr.lstsq(twice, b[::200], rcond="auto", full=True).rank == 2
+
+
+@pytest.mark.parametrize("options", [{"rcond": 1e-10}, {}, {"ridge": 0.1}], ids=str)
+def test_infinite_elements(options):
+    """Wherever one is, not a number comes out."""
+    for shape in ((5, 3), (3, 3), (3, 5)):
+        many = np.broadcast_to(matrix(shape), (*shape, *shape)).copy()
+        for at in np.ndindex(shape):
+            many[(*at, *at)] = np.inf
+        b = np.broadcast_to(gaussian(shape[:1]), (*shape, shape[0]))
+        assert np.all(np.isnan(jaxqr.lstsq(many, b, **options)))
+
+
+def test_check_rank():
+    """A matrix whose dependence rounding hides: finite, meaningless, and named."""
+    a = jnp.asarray([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]])
+    checked = checkify.checkify(jax.jit(functools.partial(jaxqr.lstsq, check_rank=True)))
+    error, _ = checked(a, jnp.ones(3))
+    with pytest.raises(Exception, match=r"lstsq expects a to have full rank.*column 2.*rcond"):
+        error.throw()
+    error, _ = checked(1e-30 * a.at[2, 2].set(0.0), jnp.ones(3))
+    error.throw()
+    error, _ = checked(jnp.stack([jnp.eye(3)[:2], a[:2].at[1].set(2 * a[0])]), jnp.ones((2, 2)))
+    with pytest.raises(Exception, match="row 1 of matrix 1"):
+        error.throw()
+    with pytest.raises(ValueError, match="rcond or check_rank but not both"):
+        jaxqr.lstsq(a, jnp.ones(3), rcond="auto", check_rank=True)
+    with pytest.raises(ValueError, match="rcond to be one of 'auto'"):
+        jaxqr.lstsq(a, jnp.ones(3), rcond="eps")
+
+
+# What else comes out of it.
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("kind", ["full", "deficient", "ridge"])
+@FEW
+def test_full(shape, kind, dtype):
+    """Against the pseudoinverse; derivatives against those of the formula."""
+    a, b = jnp.asarray(matrix(shape, dtype)), jnp.asarray(gaussian((shape[0], 2), dtype))
+    options = {"full": {}, "deficient": {"rcond": 1e-9}, "ridge": {"ridge": 0.3}}[kind]
+    if kind == "deficient":
+        a = a @ (a[:2].conj().T @ a[:2])
+    tol = tolerance(dtype, shape, cond=100, c=64)
+
+    def by_formula(a, b):
+        h = a.conj().T
+        covariance = jnp.linalg.pinv(h @ a, rtol=1e-9, hermitian=True)
+        if kind == "ridge":
+            covariance = jnp.linalg.inv(h @ a + 0.3 * jnp.eye(shape[1], dtype=dtype))
+        return jnp.sum(jnp.abs(b - a @ (covariance @ (h @ b))) ** 2, axis=0), covariance
+
+    def ours(a, b):
+        out = jaxqr.lstsq(a, b, **options, full=True)
+        return out.rss, out.covariance
+
+    def loss(f, a, b):
+        rss, covariance = f(a, b)
+        return jnp.sum(rss**2) + jnp.sum(jnp.abs(covariance) ** 2)
+
+    out = jaxqr.lstsq(a, b, **options, full=True)
+    assert_close(out.x, jaxqr.lstsq(a, b, **options), tol)
+    full_rank = shape[1] if kind == "ridge" and shape[0] >= shape[1] else min(shape)
+    assert out.rank == (2 if kind == "deficient" else full_rank)
+    rss, covariance = by_formula(a, b)
+    assert norm(out.rss - rss) <= tol * norm(b) ** 2
+    assert_close(out.covariance, covariance, tol)
+    if kind == "full" and shape[0] <= shape[1]:
+        np.testing.assert_array_equal(out.rss, 0)
+    if kind == "deficient" or (kind == "full" and shape[0] < shape[1]):
+        return  # the pseudoinverse of A^H A has no derivative off the manifold
+    bars = [
+        jax.jit(jax.grad(functools.partial(loss, f), argnums=(0, 1)))(a, b)
+        for f in (ours, by_formula)
+    ]
+    for x, y in zip(*bars, strict=True):
+        assert norm(x - y) <= tol * max(norm(y), 1)
+
+
+def test_full_of_batches_vectors_and_nothing():
+    a, b = jnp.asarray(matrix((3, 5, 2), "float16")), jnp.asarray(gaussian((3, 5), "complex64"))
+    out = jaxqr.lstsq(a, b, full=True)
+    shapes = [y.shape for y in out]
+    assert shapes == [(3, 2), (3,), (3,), (3, 2, 2)]
+    assert [y.dtype for y in out] == ["complex64", "float32", "int32", "float32"]
+    expected = b[..., None] - a.astype("complex64") @ out.x[..., None]
+    np.testing.assert_allclose(out.rss, np.sum(np.abs(expected) ** 2, (-2, -1)), rtol=1e-5)
+    shared = jaxqr.lstsq(a[0], jnp.ones((4, 5, 3)), full=True)
+    assert [y.shape for y in shared] == [(4, 2, 3), (4, 3), (4,), (4, 2, 2)]
+    nothing = jaxqr.lstsq(jnp.ones((3, 0)), jnp.ones(3), full=True)
+    assert (nothing.rss, nothing.rank, nothing.covariance.shape) == (3, 0, (0, 0))
+
+
+def test_what_is_not_asked_for_costs_nothing():
+    a, b = jnp.asarray(matrix((60, 8))), jnp.asarray(gaussian((60,)))
+
+    def flops(f):
+        return jax.jit(f).lower(a, b).compile().cost_analysis()["flops"]
+
+    x = flops(lambda a, b: jaxqr.lstsq(a, b))
+    assert flops(lambda a, b: jaxqr.lstsq(a, b, full=True).x) == x
+    assert flops(lambda a, b: jaxqr.lstsq(a, b, full=True)) > x
+
+
+# Many right-hand sides by vmap.
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"ridge": 0.1}, {"rcond": "auto"}, {"forward_mode": True}], ids=str
+)
+def test_vmap_over_b_shares_a(options):
+    """The value and the gradient, in memory too: neither A nor its cotangent once for each b."""
+    a, b = jnp.asarray(matrix((40, 10))), jnp.asarray(gaussian((300, 40)))
+
+    def by_vmap(a, b):
+        return jax.vmap(lambda b: jaxqr.lstsq(a, b, **options))(b)
+
+    def by_matrix(a, b):
+        return jaxqr.lstsq(a, b.T, **options).T
+
+    def loss(f, a, b):
+        return jnp.sum(f(a, b) ** 2)
+
+    tol = tolerance("float64", a.shape, c=64)
+    for f, g in (
+        (by_vmap, by_matrix),
+        *[[jax.grad(functools.partial(loss, h), argnums=(0, 1)) for h in (by_vmap, by_matrix)]],
+    ):
+        program = jax.jit(f).lower(a, b).compile()
+        assert_close(program(a, b), g(a, b), tol)
+        assert program.memory_analysis().temp_size_in_bytes < 8 * a.nbytes + 8 * b.nbytes
