@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -25,9 +26,8 @@ def code(path: Path) -> list[dict]:
 def test_notebook_runs(path):
     program = "\n\n".join("".join(cell["source"]) for cell in code(path))
     for name in NEEDS:
-        if f"import {name}" in program or f"from {name}" in program:
-            if find_spec(name) is None:
-                pytest.skip(f"{path.stem} needs {name}")
+        if re.search(rf"^(import|from) {name}\b", program, re.MULTILINE) and not find_spec(name):
+            pytest.skip(f"{path.stem} needs {name}")
     environment = {**os.environ, "MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],

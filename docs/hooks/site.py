@@ -19,6 +19,15 @@ _INLINE = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.DOTALL
 _DISPLAY = re.compile(r'<div class="arithmatex">\\\[(.*?)\\\]</div>', re.DOTALL)
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Adds the pages that the menu does not list, before the notebooks."""
+    listed = {page for entry in config.nav for page in entry.values() if isinstance(page, str)}
+    pages = sorted(p.name for p in Path(config.docs_dir).glob("*.md") if p.name not in listed)
+    at = next(i for i, entry in enumerate(config.nav) if "Notebooks" in entry)
+    config.nav[at:at] = [{"More": pages}] if pages else []
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the notebooks as Markdown pages with their pictures, and the benchmark's plots."""
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
