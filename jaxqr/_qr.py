@@ -21,8 +21,11 @@ from jaxqr._arguments import (
     Method,
     Options,
     as_matrices,
+    by_name,
     compute_dtype,
     first_lost_rank,
+    flags,
+    known_mode,
     one_of,
     require_rank,
     result_dtype,
@@ -100,6 +103,11 @@ class QR:
     positive_diagonal: bool
     method: str
     dependent: str | None
+
+    @property
+    def caller(self) -> str:
+        """The public function."""
+        return self.mirror.name
 
     def forward(self, a: Array) -> Arrays:
         """(q, r), or (r,)."""
@@ -262,6 +270,7 @@ def _factors(
 class MirroredOptions(Options, total=False):
     """The keywords of qr, lq, rq and ql."""
 
+    method: Method
     dependent: Literal["hold"] | None
 
 
@@ -298,6 +307,12 @@ def seen_in(mirror: Mirror[Alone]) -> Callable[[Callable[..., None]], Factorize[
         ) -> tuple[Array, Array] | Array:
             a = as_matrices(mirror.name, "a", a)
             _check_modes(mirror, a, mode, method)
+            flags(
+                mirror.name,
+                forward_mode=forward_mode,
+                positive_diagonal=positive_diagonal,
+                check_rank=check_rank,
+            )
             if dependent is not None:
                 one_of(mirror.name, "dependent", dependent, ("hold",))
             factors = _factors(
@@ -319,13 +334,13 @@ def seen_in(mirror: Mirror[Alone]) -> Callable[[Callable[..., None]], Factorize[
         shown = shown.replace(parameters=list({**shown.parameters, "mode": modes}.values()))
         public = functools.update_wrapper(factorize, described)
         public.__signature__ = shown  # type: ignore[attr-defined]
-        return cast(Factorize[Alone], public)
+        return cast(Factorize[Alone], by_name(public))
 
     return decorate
 
 
 def _check_modes(mirror: Mirror[Any], a: Array, mode: str, method: str) -> None:
-    one_of(mirror.name, "mode", mode, ("reduced", "complete", mirror.triangle))
+    known_mode(mirror.name, mode, mirror.triangle)
     one_of(mirror.name, "method", method, METHODS)
     shape = a.mT.shape if mirror.transposed else a.shape
     needs = _forward.refusal(shape, mode, method, mirror.across)
@@ -386,7 +401,7 @@ def qr(
     Raises:
         ValueError: a has fewer than two axes; an unknown mode or method; a method that cannot take
             this shape.
-        TypeError: a is not an array of numbers.
+        TypeError: a is not an array of numbers; an option is not of its type.
 
     The derivative is that of Roberts and Roberts (arXiv:2009.10071), eqs. 3 and 9, 10, 21 for wide
     input. It exists where the leading min(m, n) columns are independent; elsewhere the factors are
