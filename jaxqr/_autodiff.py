@@ -43,6 +43,10 @@ class Rule(Protocol):
 class Differentiable(Rule, Protocol):
     """A function of arrays with its derivative. Compared and hashed by value."""
 
+    @property
+    def caller(self) -> str:
+        """The public function that it is part of, by name."""
+
     def forward(self, *args: Array) -> Arrays:
         """The outputs; those of integer type, if any, come last and carry no derivative."""
 
@@ -95,7 +99,7 @@ def reverse_mode(f: Differentiable) -> Callable[..., Arrays]:
 
     def fwd(*primals: Any) -> tuple[Arrays, Arrays]:
         args = tuple(p.value for p in primals)
-        outputs = wrapped(*args)
+        outputs = in_reverse_alone(*args)
         return outputs, f.residuals(args, outputs)
 
     def bwd(residuals: Arrays, cotangents: tuple[Any, ...]) -> Arrays:
@@ -103,7 +107,11 @@ def reverse_mode(f: Differentiable) -> Callable[..., Arrays]:
         return _jax_pullback(f, residuals, given)
 
     wrapped.defvjp(fwd, bwd, symbolic_zeros=True)
-    return wrapped
+
+    def in_reverse_alone(*args: Array) -> Arrays:
+        return wrapped(*_tangents_refused(f.caller)(*args))
+
+    return in_reverse_alone
 
 
 @functools.cache
@@ -132,6 +140,47 @@ def differentiated(f: Any, forward: bool) -> Callable[..., Any]:
     return (forward_mode if forward else reverse_mode)(f)
 
 
+# Forward mode meets a custom_vjp with a sentence of JAX's that names neither the function nor the
+# way out, and as late as when the tangent is computed, vectorized or lowered. So tangents on their
+# way into one pass a primitive that is refused in the same places with a sentence of ours. Its
+# transpose is the identity: of it, reverse mode keeps nothing.
+
+
+@functools.cache
+def _tangents_refused(caller: str) -> Callable[..., Arrays]:
+    """The identity of arrays, with ``reverse_alone_p`` for its tangent map."""
+
+    @jax.custom_jvp
+    def identity(*args: Array) -> Arrays:
+        return args
+
+    def jvp(primals: Arrays, tangents: tuple[Any, ...]) -> tuple[Arrays, tuple[Any, ...]]:
+        # The primals as they are: reverse mode sees that what it keeps is the argument.
+        return primals, tuple(
+            t if isinstance(t, SymbolicZero) else reverse_alone_p.bind(t, caller=caller)
+            for t in tangents
+        )
+
+    identity.defjvp(jvp, symbolic_zeros=True)
+    return identity
+
+
+def _refuse_forward(*_: Any, caller: str, **__: Any) -> Any:
+    raise TypeError(
+        f"jaxqr's {caller} is for reverse mode unless told otherwise: call it with "
+        "forward_mode=True, and jax.jvp, jax.jacfwd, jax.linearize and jax.hessian take it too."
+    )
+
+
+reverse_alone_p = Primitive("jaxqr_reverse_alone")
+reverse_alone_p.def_impl(_refuse_forward)
+reverse_alone_p.def_abstract_eval(lambda t, **_: t)
+mlir.register_lowering(reverse_alone_p, _refuse_forward)
+ad.primitive_jvps[reverse_alone_p] = _refuse_forward
+ad.primitive_transposes[reverse_alone_p] = lambda cotangent, *_, **__: [cotangent]
+batching.primitive_batchers[reverse_alone_p] = _refuse_forward
+
+
 def watching_cotangents(watch: Callable[[Arrays, MaybeArrays], None]) -> Callable[..., Arrays]:
     """The identity of several arrays; its pullback shows them and their cotangents to ``watch``."""
 
@@ -145,6 +194,21 @@ def watching_cotangents(watch: Callable[[Arrays, MaybeArrays], None]) -> Callabl
 
     identity.defvjp(lambda *xs: (xs, xs), bwd)
     return identity
+
+
+def differentiated_as(f: Callable[..., Array], g: Callable[..., Array]) -> Callable[..., Array]:
+    """F with the derivative of ``g``, which is the same function written in other operations."""
+
+    @jax.custom_jvp
+    def wrapped(*args: Array) -> Array:
+        return f(*args)
+
+    @wrapped.defjvp
+    def jvp(primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
+        return wrapped(*primals), jax.jvp(g, primals, tangents)[1]
+
+    out: Callable[..., Array] = wrapped
+    return out
 
 
 # The primitive. Operands: the residuals, then the tangents that are not zero. Parameters: the

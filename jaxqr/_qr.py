@@ -21,17 +21,21 @@ from jaxqr._arguments import (
     Method,
     Options,
     as_matrices,
+    by_name,
     compute_dtype,
     first_lost_rank,
+    flags,
+    known_mode,
     one_of,
     require_rank,
     result_dtype,
 )
-from jaxqr._autodiff import Arrays, MaybeArrays, differentiated
+from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, differentiated_as
 from jaxqr._forward import METHODS
 from jaxqr._linalg.batching import over_leading_axes, over_matrices, unless_any
 from jaxqr._linalg.dependence import dependent_columns
 from jaxqr._linalg.phases import with_positive_diagonal
+from jaxqr._linalg.products import adjoint, matmul, solve_adjoint_left, solve_left
 from jaxqr._linalg.scaling import is_extreme
 from jaxqr._rules import partial_qr
 
@@ -100,6 +104,11 @@ class QR:
     method: str
     dependent: str | None
 
+    @property
+    def caller(self) -> str:
+        """The public function."""
+        return self.mirror.name
+
     def forward(self, a: Array) -> Arrays:
         """(q, r), or (r,)."""
         factors = _forward.qr(self.mirror.of(a), self.mode, self.method)
@@ -157,7 +166,8 @@ class QR:
 
     def _pull_held_r(self, a: Array, r: Array, r_bar: Array) -> Array:
         factor = over_leading_axes(partial_qr.pullback_held_r)(r, r_bar, _marks(r))
-        return _forward.q_times(a, r, factor, self.method)
+        a_bar: Array = self._by_reflectors(_forward.q_times, _q_times)(a, r, factor)
+        return a_bar
 
     def _push_r(self, a: Array, r: Array, da: Array) -> Array:
         push = over_matrices(lambda x, r, da: partial_qr.pushforward_r(x, r, None, da))
@@ -165,13 +175,25 @@ class QR:
         return dr
 
     def _push_held_r(self, a: Array, r: Array, da: Array) -> Array:
-        g = _forward.q_adjoint_times(a, r, da, self.method)
+        g = self._by_reflectors(_forward.q_adjoint_times, _q_adjoint_times)(a, r, da)
         dr: Array = over_leading_axes(partial_qr.pushforward_held_r)(g, r, _marks(r))
         return dr
+
+    def _by_reflectors(self, apply: Callable[..., Array], plain: Callable[..., Array]) -> Any:
+        """Reflectors have no derivative. By Q = X U^-1 it exists where no column is dependent."""
+        return differentiated_as(functools.partial(apply, method=self.method), plain)
 
     def _out(self, factors: Arrays) -> Arrays:
         *q, r = factors
         return *(self.mirror.q(x) for x in q), self.mirror.r(r)
+
+
+def _q_times(a: Array, r: Array, c: Array) -> Array:
+    return matmul(_leading(a), solve_left(_leading(r), c))
+
+
+def _q_adjoint_times(a: Array, r: Array, b: Array) -> Array:
+    return solve_adjoint_left(_leading(r), matmul(adjoint(_leading(a)), b))
 
 
 def _pullback_r(x: Array, r: Array, r_bar: Array, *, extreme: bool) -> Array:
@@ -248,6 +270,7 @@ def _factors(
 class MirroredOptions(Options, total=False):
     """The keywords of qr, lq, rq and ql."""
 
+    method: Method
     dependent: Literal["hold"] | None
 
 
@@ -284,6 +307,12 @@ def seen_in(mirror: Mirror[Alone]) -> Callable[[Callable[..., None]], Factorize[
         ) -> tuple[Array, Array] | Array:
             a = as_matrices(mirror.name, "a", a)
             _check_modes(mirror, a, mode, method)
+            flags(
+                mirror.name,
+                forward_mode=forward_mode,
+                positive_diagonal=positive_diagonal,
+                check_rank=check_rank,
+            )
             if dependent is not None:
                 one_of(mirror.name, "dependent", dependent, ("hold",))
             factors = _factors(
@@ -305,13 +334,13 @@ def seen_in(mirror: Mirror[Alone]) -> Callable[[Callable[..., None]], Factorize[
         shown = shown.replace(parameters=list({**shown.parameters, "mode": modes}.values()))
         public = functools.update_wrapper(factorize, described)
         public.__signature__ = shown  # type: ignore[attr-defined]
-        return cast(Factorize[Alone], public)
+        return cast(Factorize[Alone], by_name(public))
 
     return decorate
 
 
 def _check_modes(mirror: Mirror[Any], a: Array, mode: str, method: str) -> None:
-    one_of(mirror.name, "mode", mode, ("reduced", "complete", mirror.triangle))
+    known_mode(mirror.name, mode, mirror.triangle)
     one_of(mirror.name, "method", method, METHODS)
     shape = a.mT.shape if mirror.transposed else a.shape
     needs = _forward.refusal(shape, mode, method, mirror.across)
@@ -372,7 +401,7 @@ def qr(
     Raises:
         ValueError: a has fewer than two axes; an unknown mode or method; a method that cannot take
             this shape.
-        TypeError: a is not an array of numbers.
+        TypeError: a is not an array of numbers; an option is not of its type.
 
     The derivative is that of Roberts and Roberts (arXiv:2009.10071), eqs. 3 and 9, 10, 21 for wide
     input. It exists where the leading min(m, n) columns are independent; elsewhere the factors are

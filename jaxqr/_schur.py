@@ -237,6 +237,7 @@ class QZ:
     """The QZ decomposition, with its derivative."""
 
     sort: str | None
+    caller = "qz"
 
     def forward(self, a: Array, b: Array) -> Arrays:
         """(s, t, q, z)."""
@@ -265,6 +266,7 @@ class Schur:
     """Schur's decomposition, with its derivative: that of the QZ of (A, I)."""
 
     sort: str | None
+    caller = "schur"
 
     def forward(self, a: Array) -> Arrays:
         """(s, z)."""
