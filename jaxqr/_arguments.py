@@ -2,7 +2,9 @@
 
 import functools
 import inspect
+import math
 import numbers
+import sys
 from collections.abc import Callable
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -100,6 +102,8 @@ def _refusal(dtype: Any) -> str | None:
 
 def level(caller: str, name: str, value: ArrayLike, *, most: float = np.inf) -> Array:
     """A real number that is in 0..most, as far as can be told when it is traced."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = math.inf if value > sys.float_info.max else float(value)
     array = as_array(caller, name, value)
     if jnp.iscomplexobj(array):
         raise TypeError(f"{caller} expects {name} to be real. Got {array.dtype}.")

@@ -105,19 +105,6 @@ def test_second_order():
     assert_close(reverse(a), expected, 1e-12)
 
 
-@pytest.mark.parametrize("forward_mode", [False, True])
-def test_second_order_of_r_alone(forward_mode):
-    """Whose derivative multiplies by Q where columns are dependent."""
-    a = jnp.asarray(matrix((4, 3)))
-
-    def loss(a, mode="r", forward_mode=forward_mode):
-        r = jax.tree.leaves(jaxqr.qr(a, mode=mode, forward_mode=forward_mode))[-1]
-        return jnp.sum(jnp.sin(r))
-
-    got = jax.jit(jax.jacrev(jax.grad(loss)))(a)
-    assert_close(got, jax.jit(jax.hessian(lambda a: loss(a, "reduced", True)))(a), 1e-12)
-
-
 def test_batches():
     """Of a, of c, of both; by vmap and by leading axes; a dependent column in one of them."""
     a, c = jnp.asarray(matrix((2, 5, 3))), jnp.asarray(gaussian((2, 5, 2)))
