@@ -4,7 +4,7 @@ VENV ?= .venv
 JOBS ?= auto
 BIN := $(VENV)/bin
 
-.PHONY: run test format lint type bench clean
+.PHONY: run test format lint type bench docs clean
 
 run: $(VENV)/.run  ## set up, then factor and differentiate a real data set
 	$(BIN)/python -m jaxqr $(FILES)
@@ -26,6 +26,9 @@ type: $(VENV)/.dev
 bench: $(VENV)/.bench  ## all suites against JAX and what else is installed
 	$(BIN)/python -m bench $(SUITES)
 
+docs: $(VENV)/.docs  ## the site, in build/site
+	$(BIN)/mkdocs build --strict
+
 clean:
 	rm -rf $(VENV)
 
@@ -34,6 +37,7 @@ $(VENV)/.run: EXTRA :=
 $(VENV)/.test: EXTRA := [test]
 $(VENV)/.dev: EXTRA := [dev]
 $(VENV)/.bench: EXTRA := [bench]
+$(VENV)/.docs: EXTRA := [docs]
 
 # Before anything is made: code that the oldest Python can read, and one line from it.
 OLD_ENOUGH := import sys; v = sys.version_info; v >= (3, 11) or sys.exit("jaxqr needs Python 3.11 \

@@ -1,7 +1,12 @@
 """What all public functions do to their arguments: check, promote, and say what is wrong."""
 
+import functools
+import inspect
+import math
 import numbers
-from typing import Any, Literal, TypedDict
+import sys
+from collections.abc import Callable
+from typing import Any, Literal, TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +18,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxqr._linalg.dependence import first_dependent
 
 Method = Literal["auto", "householder", "batched", "cholesky"]
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Options(TypedDict, total=False):
@@ -21,7 +27,27 @@ class Options(TypedDict, total=False):
     forward_mode: bool
     positive_diagonal: bool
     check_rank: bool
-    method: Method
+
+
+def by_name(f: F) -> F:
+    """F, which says how to write an argument that may be given by name alone."""
+    parameters = inspect.signature(f).parameters.values()
+    first = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    then = next(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+    @functools.wraps(f)
+    def checked(*args: Any, **options: Any) -> Any:
+        if len(args) > len(first):
+            value = args[len(first)]
+            shown = repr(value) if isinstance(value, str | int | float) else "..."
+            raise TypeError(
+                f"{f.__name__} takes only {', '.join(first)} by position, and all else by name, "
+                f"as in {f.__name__}({', '.join(first)}, {then}={shown}). Got {len(args)} "
+                "arguments by position."
+            )
+        return f(*args, **options)
+
+    return checked  # type: ignore[return-value]
 
 
 def as_matrices(caller: str, name: str, value: ArrayLike) -> Array:
@@ -37,25 +63,55 @@ def as_matrices(caller: str, name: str, value: ArrayLike) -> Array:
 
 def as_array(caller: str, name: str, value: ArrayLike) -> Array:
     """The argument as a numerical array."""
+    expected = f"{caller} expects {name} to be an array of numbers. Got"
+    if isinstance(value, Array | np.ndarray):
+        why_not = _refusal(value.dtype)
+        if why_not is not None:
+            raise TypeError(f"{expected} type {value.dtype}{why_not.format(name=name)}")
     if isinstance(value, Array):  # jnp.asarray would make the residuals a copy of it
         return value
+    kind = type(value).__name__
+    for dense in ("toarray", "todense"):  # SciPy's and JAX's own
+        if hasattr(value, dense):
+            raise TypeError(
+                f"{expected} {kind}, which is sparse: {name}.{dense}() makes an array of it."
+            )
     try:
         return jnp.asarray(value)
     except (TypeError, ValueError) as error:
-        kind = type(value).__name__
-        raise TypeError(
-            f"{caller} expects {name} to be an array of numbers. Got {kind}. {error}"
-        ) from error
+        raise TypeError(f"{expected} {kind}. {error}") from error
 
 
-def level(caller: str, name: str, value: ArrayLike) -> Array:
-    """A real number that is not negative, as far as can be told when it is traced."""
+@functools.cache
+def _refusal(dtype: Any) -> str | None:
+    """Why arrays of this type are not taken, and what serves; None where they are."""
+    if jnp.issubdtype(dtype, jax.dtypes.extended):
+        return ": random keys are no numbers; jax.random.normal and others make some."
+    if dtype.kind in "mMOSU" or not (dtype.kind == "b" or jnp.issubdtype(dtype, jnp.number)):
+        return "; {name}.astype(float) makes numbers of it, where its elements stand for some."
+    if not dtype.isnative:
+        native = dtype.newbyteorder("=").name
+        return f', whose byte order JAX does not have: {{name}}.astype("{native}") serves.'
+    if dtype in (np.longdouble, np.clongdouble) and dtype not in (np.double, np.cdouble):
+        largest = "complex128" if dtype.kind == "c" else "float64"
+        return f', which JAX does not have: {{name}}.astype("{largest}") serves.'
+    if jnp.issubdtype(dtype, jnp.floating) and float(jnp.finfo(dtype).min) >= 0:
+        return ", which has no zero and no sign: {name}.astype(jnp.float32) serves."
+    return None
+
+
+def level(caller: str, name: str, value: ArrayLike, *, most: float = np.inf) -> Array:
+    """A real number that is in 0..most, as far as can be told when it is traced."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = math.inf if value > sys.float_info.max else float(value)
     array = as_array(caller, name, value)
     if jnp.iscomplexobj(array):
         raise TypeError(f"{caller} expects {name} to be real. Got {array.dtype}.")
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
     if not traced and (np.asarray(value) < 0).any():
         raise ValueError(f"{caller} expects {name} not to be negative. Got {value}.")
+    if not traced and most < np.inf and not (np.asarray(value) <= most).all():
+        raise ValueError(f"{caller} expects {name} to be in 0..{most}. Got {value}.")
     return array
 
 
@@ -66,9 +122,37 @@ def is_number_zero(value: Any) -> bool:
 
 def one_of(caller: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises ValueError unless the value is one of the choices."""
-    if value not in choices:
+    if not (isinstance(value, str) and value in choices):
         listed = ", ".join(repr(c) for c in choices)
         raise ValueError(f"{caller} expects {name} to be one of {listed}. Got {value!r}.")
+
+
+# Modes that other libraries have, and what serves here.
+_ELSEWHERE = {
+    "economic": 'scipy.linalg.qr\'s "economic" is "reduced" here.',
+    "full": 'scipy.linalg.qr\'s "full" is "complete" here.',
+    "raw": 'Reflectors are what jnp.linalg.qr(a, mode="raw") gives, without a derivative.',
+}
+
+
+def known_mode(caller: str, mode: Any, triangle: str) -> None:
+    """Raises ValueError unless it is a mode of a factorization whose triangle is named so."""
+    try:
+        one_of(caller, "mode", mode, ("reduced", "complete", triangle))
+    except ValueError as error:
+        if not (isinstance(mode, str) and mode in _ELSEWHERE):
+            raise
+        raise ValueError(f"{error} {_ELSEWHERE[mode]}") from None
+
+
+def flags(caller: str, **values: Any) -> None:
+    """Raises TypeError unless each is True or False."""
+    for name, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(
+                f"{caller} expects {name} to be True or False, known when it is traced. "
+                f"Got {value!r}."
+            )
 
 
 def compute_dtype(dtype: DTypeLike) -> Any:

@@ -20,7 +20,7 @@ those, so what comes in and what goes out is conjugated, here and nowhere else.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from jax.experimental import jet
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
+F = TypeVar("F", bound=Callable[..., Any])
 Arrays = tuple[Array, ...]
 # A tangent or cotangent that is None is zero.
 MaybeArrays = tuple[Array | None, ...]
@@ -56,6 +57,10 @@ class Differentiable(Rule, Protocol):
     integer type are at order 0 alone, where ``wire`` makes functions of other rules differentiable;
     and ``recovered(residuals)``, the arguments, and the outputs at order 0 if they are known.
     """
+
+    @property
+    def caller(self) -> str:
+        """The public function that it is part of, by name."""
 
     def forward(self, *args: Array) -> Arrays:
         """The outputs; those of integer type, if any, come last and carry no derivative."""
@@ -128,7 +133,12 @@ def reverse_mode(f: Differentiable) -> Callable[..., Arrays]:
 
     wrapped = jax.custom_vjp(function)
     wrapped.defvjp(fwd, bwd, symbolic_zeros=True)
-    return wrapped
+
+    def in_reverse_alone(*args: Array) -> Arrays:
+        outputs: Arrays = wrapped(*_tangents_refused(f.caller)(*args))
+        return outputs
+
+    return in_reverse_alone
 
 
 @functools.cache
@@ -153,6 +163,76 @@ def forward_mode(f: Differentiable) -> Callable[..., Arrays]:
 def differentiated(f: Any, forward: bool) -> Callable[..., Any]:
     """F in one of the two wirings."""
     return functools.partial(_function, rule=f, forward=forward)
+
+
+# Forward mode meets a custom_vjp with a sentence of JAX's that names neither the function nor the
+# way out, and as late as when the tangent is computed, vectorized or lowered. So tangents on their
+# way into one pass a primitive that is refused in the same places with a sentence of ours. Its
+# transpose is the identity. It is given nothing of the primal, an empty array, which is mapped if
+# the primal is: where the tangent alone is, somebody takes a Jacobian column by column. Both are
+# mapped in reverse mode too, of a function that maps. Where it is a jvp that is mapped, JAX's
+# sentence comes next, and what calls us turns it into ours.
+
+
+@functools.cache
+def _tangents_refused(caller: str) -> Callable[..., Arrays]:
+    """The identity of arrays, with ``reverse_alone_p`` for its tangent map."""
+
+    @jax.custom_jvp
+    def identity(*args: Array) -> Arrays:
+        return args
+
+    def jvp(primals: Arrays, tangents: tuple[Any, ...]) -> tuple[Arrays, tuple[Any, ...]]:
+        # The primals as they are: reverse mode sees that what it keeps is the argument.
+        return primals, tuple(
+            t
+            if isinstance(t, SymbolicZero)
+            else reverse_alone_p.bind(t, jnp.ravel(p)[:0], caller=caller)
+            for p, t in zip(primals, tangents, strict=True)
+        )
+
+    identity.defjvp(jvp, symbolic_zeros=True)
+    return identity
+
+
+_FORWARD_REFUSED = (
+    "jaxqr's {caller} is for reverse mode unless told otherwise: call it with "
+    "forward_mode=True, and jax.jvp, jax.jacfwd, jax.linearize and jax.hessian take it too."
+)
+
+
+def _refuse_forward(*_: Any, caller: str, **__: Any) -> Any:
+    raise TypeError(_FORWARD_REFUSED.format(caller=caller))
+
+
+def _batch_reverse_alone(args: Any, dims: Any, *, caller: str) -> Any:
+    if dims[1] is None:
+        _refuse_forward(caller=caller)
+    return reverse_alone_p.bind(*args, caller=caller), dims[0]
+
+
+def saying_how(f: F) -> F:
+    """F, a public function, whose refusal of forward mode is ours and not JAX's."""
+
+    @functools.wraps(f)
+    def called(*args: Any, **options: Any) -> Any:
+        try:
+            return f(*args, **options)
+        except TypeError as error:
+            if not str(error).startswith("can't apply forward-mode autodiff (jvp) to a custom_vjp"):
+                raise
+            raise TypeError(_FORWARD_REFUSED.format(caller=f.__name__)) from error
+
+    return called  # type: ignore[return-value]
+
+
+reverse_alone_p = Primitive("jaxqr_reverse_alone")
+reverse_alone_p.def_impl(_refuse_forward)
+reverse_alone_p.def_abstract_eval(lambda t, *_, **__: t)
+mlir.register_lowering(reverse_alone_p, _refuse_forward)
+ad.primitive_jvps[reverse_alone_p] = _refuse_forward
+ad.primitive_transposes[reverse_alone_p] = lambda cotangent, *_, **__: [cotangent, None]
+batching.primitive_batchers[reverse_alone_p] = _batch_reverse_alone
 
 
 def watching_cotangents(watch: Callable[[Arrays, MaybeArrays], None]) -> Callable[..., Arrays]:

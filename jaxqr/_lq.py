@@ -34,7 +34,7 @@ def lq(
 
     Raises:
         ValueError: a has fewer than two axes; an unknown mode or method.
-        TypeError: a is not an array of numbers.
+        TypeError: a is not an array of numbers; an option is not of its type.
 
     It is the QR factorization of the transpose. The derivative exists where the leading min(m, n)
     rows are independent; for deep input it is Proposition 3 of Roberts and Roberts
@@ -75,7 +75,7 @@ def rq(
 
     Raises:
         ValueError: a has fewer than two axes; an unknown mode or method.
-        TypeError: a is not an array of numbers.
+        TypeError: a is not an array of numbers; an option is not of its type.
 
     It is the LQ factorization of the rows in reverse order. The derivative (Roberts and Roberts,
     arXiv:2009.10071) exists where the last min(m, n) rows are independent. The cost is that of
@@ -115,7 +115,7 @@ def ql(
 
     Raises:
         ValueError: a has fewer than two axes; an unknown mode or method.
-        TypeError: a is not an array of numbers.
+        TypeError: a is not an array of numbers; an option is not of its type.
 
     It is the QR factorization of the columns in reverse order. The derivative (Roberts and
     Roberts, arXiv:2009.10071) exists where the last min(m, n) columns are independent. The cost is

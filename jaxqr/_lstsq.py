@@ -6,14 +6,15 @@ from typing import Any, Literal, NamedTuple, cast, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxqr._arguments import (
     as_array,
     as_matrices,
+    by_name,
     compute_dtype,
+    flags,
     is_number_zero,
     level,
     one_of,
@@ -27,6 +28,7 @@ from jaxqr._autodiff import (
     Wiring,
     constant,
     differentiated,
+    saying_how,
     varying_alike,
 )
 from jaxqr._forward import least_squares
@@ -78,6 +80,8 @@ def lstsq(
 ) -> LeastSquares: ...
 
 
+@saying_how
+@by_name
 def lstsq(
     a: ArrayLike,
     b: ArrayLike,
@@ -180,6 +184,7 @@ def lstsq(
     b = as_array("lstsq", "b", b)
     shift = None if is_number_zero(ridge) else level("lstsq", "ridge", ridge)
     cut = _cut(a, b, rcond)
+    flags("lstsq", forward_mode=forward_mode, check_rank=check_rank, full=full)
     if cut is not None and shift is not None:
         raise ValueError(
             "lstsq expects rcond or ridge but not both: with ridge > 0 there is one solution, "
@@ -219,7 +224,7 @@ def _cut(a: Array, b: Array, rcond: ArrayLike | str | None) -> Array | None:
         with jax.numpy_dtype_promotion("standard"):
             scalar = compute_dtype(jnp.result_type(a, b))
         return jnp.asarray(ROUNDING * float(jnp.finfo(scalar).eps))
-    cut = level("lstsq", "rcond", rcond)
+    cut = level("lstsq", "rcond", rcond, most=1)
     if cut.ndim:
         raise ValueError(f"lstsq expects rcond to be a scalar. Got shape {cut.shape}.")
     return cut
@@ -239,7 +244,7 @@ def _check_shapes(a: Array, b: Array, ridge: Array | None, vectors: bool) -> Non
         raise ValueError(f"lstsq expects a (..., m, n) and b to have the same m rows. {got}")
     shapes = [a.shape[:-2], b.shape[: -1 if vectors else -2], () if ridge is None else ridge.shape]
     try:
-        np.broadcast_shapes(*shapes)
+        jnp.broadcast_shapes(*shapes)
     except ValueError:
         also = "" if ridge is None else f" And ridge of shape {ridge.shape}."
         raise ValueError(
@@ -285,7 +290,7 @@ def _real_or_complex(
     """Of a and b of one type, with their batch axes broadcast against each other."""
     (m, n), nrhs = a.shape[-2:], b.shape[-1]
     of_ridge = () if ridge is None else ridge.shape
-    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2], of_ridge)
+    batch = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2], of_ridge)
     if 0 in (*batch, m, n, nrhs):
         return _of_nothing(a, b, ridge, batch), first_dependent(a[..., :0, :0])
     if a.ndim == 2 and b.ndim > 2 and of_ridge == ():  # one matrix: more b are more columns
@@ -467,6 +472,7 @@ class Solution:
 
     structure: Any
     forward_mode: bool
+    caller = "lstsq"
 
     def forward(self, *args: Array) -> Arrays:
         """(r, x)."""
@@ -511,6 +517,7 @@ class NullPart:
 
     structure: Any
     forward_mode: bool
+    caller = "lstsq"
 
     def forward(self, *args: Array) -> Arrays:
         """(N t,), by the factor and not by A: what is zero must be zero to the last digit."""

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import Any, Literal, Unpack, overload
+import operator
+from typing import Any, Literal, SupportsIndex, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +11,19 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxqr._arguments import (
-    Method,
     Options,
     as_matrices,
+    by_name,
     compute_dtype,
     first_lost_rank,
+    flags,
+    known_mode,
     level,
     one_of,
     require_rank,
     result_dtype,
 )
-from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, differentiated
+from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, differentiated, saying_how
 from jaxqr._forward import pivoting
 from jaxqr._forward.pivoting import take_columns
 from jaxqr._linalg.batching import over_leading_axes, over_matrices, unless_any
@@ -36,6 +39,7 @@ class PivotedQR:
     mode: str
     k: int
     positive_diagonal: bool
+    caller = "pivoted_qr"
 
     def forward(self, a: Array, *noise: Array) -> Arrays:
         """(q, r, p), or (r, p)."""
@@ -145,8 +149,10 @@ def _pull_r(x: Array, r: Array, y: Array | None, r_bar: Array, *, extreme: bool 
 
 
 class PivotedOptions(Options, total=False):
-    """The keywords of pivoted_qr beside mode and rank."""
+    """The keywords of pivoted_qr beside mode."""
 
+    rank: SupportsIndex | None
+    method: Literal["auto", "householder"]
     temperature: ArrayLike | None
     key: ArrayLike | None
 
@@ -156,22 +162,23 @@ def pivoted_qr(
     a: ArrayLike,
     *,
     mode: Literal["reduced", "complete"] = ...,
-    rank: int | None = ...,
     **options: Unpack[PivotedOptions],
 ) -> tuple[Array, Array, Array]: ...
 @overload
 def pivoted_qr(
-    a: ArrayLike, *, mode: Literal["r"], rank: int | None = ..., **options: Unpack[PivotedOptions]
+    a: ArrayLike, *, mode: Literal["r"], **options: Unpack[PivotedOptions]
 ) -> tuple[Array, Array]: ...
+@saying_how
+@by_name
 def pivoted_qr(
     a: ArrayLike,
     *,
     mode: Literal["reduced", "complete", "r"] = "reduced",
-    rank: int | None = None,
+    rank: SupportsIndex | None = None,
     forward_mode: bool = False,
     positive_diagonal: bool = False,
     check_rank: bool = False,
-    method: Method = "auto",
+    method: Literal["auto", "householder"] = "auto",
     temperature: ArrayLike | None = None,
     key: ArrayLike | None = None,
 ) -> tuple[Array, Array, Array] | tuple[Array, Array]:
@@ -188,7 +195,9 @@ def pivoted_qr(
             R (..., m, n); "r" for R (..., k, n) alone, and then Q is never formed.
         rank: a static integer in 1..min(m, n): stop after so many pivots. Q R is then an
             approximation of A[:, p] of that rank.
-        forward_mode, positive_diagonal, check_rank, method: as in :func:`jaxqr.qr`.
+        forward_mode, positive_diagonal, check_rank: as in :func:`jaxqr.qr`.
+        method: "auto" or "householder", which are the same here: Householder's algorithm, by
+            LAPACK's geqp3 on a CPU and in plain XLA elsewhere.
         temperature: real and >= 0, may be traced: pivots at random, column i with a probability
             proportional to c_i^(1 / temperature), c_i the squared norm of what is left of it. At 1
             that is randomly pivoted QR, in proportion to squared norms; towards 0 it goes to the
@@ -203,7 +212,8 @@ def pivoted_qr(
         ValueError: a has fewer than two axes; an unknown mode or method; rank outside
             1..min(m, n); rank together with mode "complete"; temperature without key or key
             without temperature; a temperature that is no scalar, or known to be negative.
-        TypeError: a is not an array of numbers; rank is not an integer; temperature is complex.
+        TypeError: a is not an array of numbers; rank is not an integer; temperature is complex; an
+            option is not of its type.
 
     The derivative is that of :func:`jaxqr.qr` at A[:, p] with p held fixed (Roberts and Roberts,
     arXiv:2009.10071, eqs. 3, 9, 10, 21, 26). It exists where A has full rank, or at least rank k;
@@ -228,11 +238,15 @@ def pivoted_qr(
     False
     """
     a = as_matrices("pivoted_qr", "a", a)
-    one_of("pivoted_qr", "mode", mode, ("reduced", "complete", "r"))
+    known_mode("pivoted_qr", mode, "r")
     one_of("pivoted_qr", "method", method, ("auto", "householder"))
-    if rank is not None:
-        _check_rank_argument(rank, mode, a)
-    k = min(a.shape[-2:]) if rank is None else int(rank)
+    flags(
+        "pivoted_qr",
+        forward_mode=forward_mode,
+        positive_diagonal=positive_diagonal,
+        check_rank=check_rank,
+    )
+    k = min(a.shape[-2:]) if rank is None else _rank(rank, mode, a)
     *q, r, p = _factors(
         a,
         _noise(a, k, temperature, key),
@@ -248,12 +262,22 @@ def pivoted_qr(
     return (*q, r, p)
 
 
-def _check_rank_argument(rank: Any, mode: str, a: Array) -> None:
-    if not isinstance(rank, int) or isinstance(rank, bool):
+def _rank(given: Any, mode: str, a: Array) -> int:
+    """The argument as an int."""
+    try:
+        rank = operator.index(given)
+    except TypeError:
+        rank = None
+    if rank is None or isinstance(given, bool):
         raise TypeError(
-            f"pivoted_qr expects rank to be an int, known when it is traced. Got {rank!r}."
+            f"pivoted_qr expects rank to be an int, known when it is traced. Got {given!r}."
         )
     largest = min(a.shape[-2:])
+    if not largest:
+        raise ValueError(
+            "pivoted_qr expects no rank where a is empty. Got a of shape "
+            f"{a.shape} and rank {rank}."
+        )
     if not 1 <= rank <= largest:
         raise ValueError(
             f"pivoted_qr expects rank to be in 1..{largest} for a of shape {a.shape}. Got {rank}."
@@ -263,6 +287,7 @@ def _check_rank_argument(rank: Any, mode: str, a: Array) -> None:
             'pivoted_qr expects no rank in mode "complete", which completes Q to a square. '
             f"Got rank {rank}; use mode 'reduced'."
         )
+    return rank
 
 
 def _noise(a: Array, k: int, temperature: Any, key: Any) -> Array | None:

@@ -17,20 +17,24 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxqr import _forward
+from jaxqr._applied import Applied, apply_q
 from jaxqr._arguments import (
     Method,
     Options,
     as_matrices,
+    by_name,
     compute_dtype,
     first_lost_rank,
+    flags,
+    known_mode,
     one_of,
     require_rank,
     result_dtype,
 )
-from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, differentiated
+from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, differentiated, saying_how
 from jaxqr._forward import METHODS
 from jaxqr._linalg.batching import over_leading_axes, over_matrices, unless_any
-from jaxqr._linalg.dependence import dependent_columns
+from jaxqr._linalg.dependence import dependent_columns, marks
 from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._linalg.scaling import is_extreme
 from jaxqr._rules import partial_qr, taylor
@@ -99,6 +103,12 @@ class QR:
     positive_diagonal: bool
     method: str
     dependent: str | None
+    forward_mode: bool
+
+    @property
+    def caller(self) -> str:
+        """The public function."""
+        return self.mirror.name
 
     def forward(self, a: Array) -> Arrays:
         """(q, r), or (r,)."""
@@ -174,8 +184,9 @@ class QR:
         return a_bar
 
     def _pull_held_r(self, a: Array, r: Array, r_bar: Array) -> Array:
-        factor = over_leading_axes(partial_qr.pullback_held_r)(r, r_bar, _marks(r))
-        return _forward.q_times(a, r, factor, self.method)
+        factor = over_leading_axes(partial_qr.pullback_held_r)(r, r_bar, marks(r))
+        rows = [(0, 0)] * (a.ndim - 2) + [(0, a.shape[-2] - r.shape[-2]), (0, 0)]
+        return apply_q(a, r, jnp.pad(factor, rows), self._applied(adjoint=False))
 
     def _push_r(self, a: Array, r: Array, da: Array) -> Array:
         push = over_matrices(lambda x, r, da: partial_qr.pushforward_r(x, r, None, da))
@@ -183,9 +194,12 @@ class QR:
         return dr
 
     def _push_held_r(self, a: Array, r: Array, da: Array) -> Array:
-        g = _forward.q_adjoint_times(a, r, da, self.method)
-        dr: Array = over_leading_axes(partial_qr.pushforward_held_r)(g, r, _marks(r))
+        g = apply_q(a, r, da, self._applied(adjoint=True))[..., : r.shape[-2], :]
+        dr: Array = over_leading_axes(partial_qr.pushforward_held_r)(g, r, marks(r))
         return dr
+
+    def _applied(self, adjoint: bool) -> Applied:
+        return Applied(adjoint, self.method, self.forward_mode, self.caller)
 
     def _out(self, factors: Arrays) -> Arrays:
         *q, r = factors
@@ -197,14 +211,14 @@ def _pullback_r(x: Array, r: Array, r_bar: Array, *, extreme: bool) -> Array:
 
 
 def _push_held(q: Array, r: Array, da: Array) -> Any:
-    return over_leading_axes(partial_qr.pushforward_held)(q, r, _marks(r), da)
+    return over_leading_axes(partial_qr.pushforward_held)(q, r, marks(r), da)
 
 
 def _pull_held(both: Callable[[Arrays], MaybeArrays], q: Array, r: Array, *bars: Array) -> Any:
     def pull(q: Array, r: Array, marks: Array, *bars: Array) -> Array:
         return partial_qr.pullback_held(q, r, marks, *both(bars))
 
-    return over_leading_axes(pull)(q, r, _marks(r), *bars)
+    return over_leading_axes(pull)(q, r, marks(r), *bars)
 
 
 def _where_dependent(
@@ -231,11 +245,6 @@ def _where_dependent(
     return unless_any(needed, usual, careful)
 
 
-def _marks(r: Array) -> Array:
-    """Of R (..., k, n): 1 for dependent columns, 0 for the others, (..., 1, k)."""
-    return dependent_columns(r)[..., None, :].astype(r.dtype)
-
-
 def _leading(a: Array) -> Array:
     return a[..., : min(a.shape[-2:])]
 
@@ -254,7 +263,7 @@ def _factors(
     method: str,
     dependent: str | None,
 ) -> Arrays:
-    rule = QR(mirror, mode, positive_diagonal, method, dependent)
+    rule = QR(mirror, mode, positive_diagonal, method, dependent, forward_mode)
     function = differentiated(rule, forward_mode)
     factors = function(a.astype(compute_dtype(a.dtype)))
     return tuple(x.astype(result_dtype(a.dtype)) for x in factors)
@@ -266,6 +275,7 @@ def _factors(
 class MirroredOptions(Options, total=False):
     """The keywords of qr, lq, rq and ql."""
 
+    method: Method
     dependent: Literal["hold"] | None
 
 
@@ -302,6 +312,12 @@ def seen_in(mirror: Mirror[Alone]) -> Callable[[Callable[..., None]], Factorize[
         ) -> tuple[Array, Array] | Array:
             a = as_matrices(mirror.name, "a", a)
             _check_modes(mirror, a, mode, method)
+            flags(
+                mirror.name,
+                forward_mode=forward_mode,
+                positive_diagonal=positive_diagonal,
+                check_rank=check_rank,
+            )
             if dependent is not None:
                 one_of(mirror.name, "dependent", dependent, ("hold",))
             factors = _factors(
@@ -323,13 +339,13 @@ def seen_in(mirror: Mirror[Alone]) -> Callable[[Callable[..., None]], Factorize[
         shown = shown.replace(parameters=list({**shown.parameters, "mode": modes}.values()))
         public = functools.update_wrapper(factorize, described)
         public.__signature__ = shown  # type: ignore[attr-defined]
-        return cast(Factorize[Alone], public)
+        return cast(Factorize[Alone], saying_how(by_name(public)))
 
     return decorate
 
 
 def _check_modes(mirror: Mirror[Any], a: Array, mode: str, method: str) -> None:
-    one_of(mirror.name, "mode", mode, ("reduced", "complete", mirror.triangle))
+    known_mode(mirror.name, mode, mirror.triangle)
     one_of(mirror.name, "method", method, METHODS)
     shape = a.mT.shape if mirror.transposed else a.shape
     needs = _forward.refusal(shape, mode, method, mirror.across)
@@ -390,7 +406,7 @@ def qr(
     Raises:
         ValueError: a has fewer than two axes; an unknown mode or method; a method that cannot take
             this shape.
-        TypeError: a is not an array of numbers.
+        TypeError: a is not an array of numbers; an option is not of its type.
 
     The derivative is that of Roberts and Roberts (arXiv:2009.10071), eqs. 3 and 9, 10, 21 for wide
     input. It exists where the leading min(m, n) columns are independent; elsewhere the factors are

@@ -1,18 +1,24 @@
 """Bad input, rank checks, and any shape and type whatever."""
 
+import inspect
+import re
+from typing import Literal
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import checkify
+import scipy.sparse
+from jax.experimental import checkify, sparse
 from numerics import (
     DTYPES,
     FACTORIZATIONS,
     NAMES,
     TRIANGLE,
     as_qr,
+    assert_close,
     gaussian,
     inexact,
     inner,
@@ -22,6 +28,8 @@ from numerics import (
     tolerance,
     unpack,
 )
+
+import jaxqr
 
 ALL = pytest.mark.parametrize("name", NAMES)
 
@@ -58,11 +66,107 @@ def test_rank_out_of_range(rank):
 
 def test_rank_of_the_wrong_type_or_mode():
     a = jnp.ones((4, 3))
-    for rank in (2.0, True, "2", jnp.asarray(2)):
+    for rank in (2.0, True, "2", np.float64(2)):
         with pytest.raises(TypeError, match="pivoted_qr expects rank to be an int"):
             FACTORIZATIONS["pivoted_qr"](a, rank=rank)
+    with pytest.raises(TypeError, match="int, known when it is traced"):
+        jax.jit(lambda rank: FACTORIZATIONS["pivoted_qr"](a, rank=rank))(2)
     message = 'expects no rank in mode "complete"'
     raises(ValueError, message, "pivoted_qr", a, rank=2, mode="complete")
+
+
+def test_rank_is_what_operator_index_takes():
+    a = jnp.asarray(matrix((4, 3)))
+    expected = jaxqr.pivoted_qr(a, rank=2)
+    for rank in (np.int64(2), np.uint8(2), jnp.asarray(2)):
+        assert_close(jaxqr.pivoted_qr(a, rank=rank), expected, 0)
+    message = r"expects no rank where a is empty. Got a of shape \(0, 3\) and rank 1"
+    raises(ValueError, message, "pivoted_qr", jnp.ones((0, 3)), rank=1)
+
+
+def no_numbers():
+    """What is not an array of JAX's numbers, and what is said of it."""
+    a = np.eye(3, 2)
+    for dtype in ("object", "U1", "S1", "datetime64[s]", "timedelta64[s]", [("x", "f4")]):
+        x = np.zeros((3, 2), dtype)
+        yield x, re.escape(f"Got type {x.dtype}; ") + r".*\.astype\(float\)"
+    for dtype, serves in ((">f8", "float64"), (">i4", "int32"), (">c8", "complex64")):
+        yield a.astype(dtype), rf'Got type {dtype}, whose byte order .*astype\("{serves}"\)'
+    for dtype, serves in ((np.longdouble, "float64"), (np.clongdouble, "complex128")):
+        x = a.astype(dtype)
+        if x.dtype.itemsize > np.dtype(serves).itemsize:  # it is the same on some systems
+            yield x, rf'Got type {x.dtype}, which .*\.astype\("{serves}"\) serves'
+    yield scipy.sparse.csr_array(a), r"Got csr_array, which is sparse: \w\.toarray\(\)"
+    yield scipy.sparse.coo_matrix(a), r"Got coo_matrix, which is sparse: \w\.toarray\(\)"
+    yield sparse.BCOO.fromdense(a), r"Got BCOO, which is sparse: \w\.todense\(\)"
+    yield sparse.BCSR.fromdense(a), r"Got BCSR, which is sparse: \w\.todense\(\)"
+    keys = jax.random.split(jax.random.key(0), (3, 2))
+    yield keys, r"Got type key<fry>: random keys are no numbers"
+    yield jnp.ones((3, 2), jnp.float8_e8m0fnu), "Got type float8_e8m0fnu, which has no zero"
+
+
+def test_what_is_no_array_of_numbers_is_told():
+    a = np.eye(3, 2)
+    for x, message in no_numbers():
+        for name in NAMES:
+            with pytest.raises(TypeError, match=f"{name} expects a .* {message}"):
+                FACTORIZATIONS[name](x)
+        with pytest.raises(TypeError, match=f"lstsq expects a .* {message}"):
+            jaxqr.lstsq(x, a)
+        with pytest.raises(TypeError, match=f"lstsq expects b .* {message}"):
+            jaxqr.lstsq(a, x)
+
+
+def test_modes_of_other_libraries():
+    a = jnp.ones((3, 2))
+    for name in NAMES:
+        raises(ValueError, r"'economic'. .*\"reduced\" here", name, a, mode="economic")
+        raises(ValueError, r"'full'. .*\"complete\" here", name, a, mode="full")
+        raises(ValueError, r"'raw'. .*jnp.linalg.qr", name, a, mode="raw")
+        for mode in (None, 1, a):
+            raises(ValueError, "expects mode to be one of", name, a, mode=mode)
+
+
+def test_what_is_given_by_name_alone():
+    a = jnp.ones((3, 2))
+    for name in NAMES:
+        message = rf"{name} takes only a by position, .* {name}\(a, mode='r'\). Got 2"
+        with pytest.raises(TypeError, match=message):
+            FACTORIZATIONS[name](a, "r")
+    with pytest.raises(TypeError, match=r"as in lstsq\(a, b, rcond=1e-05\). Got 3"):
+        jaxqr.lstsq(a, a, 1e-5)
+    shown = inspect.signature(jaxqr.qr)
+    assert [p.name for p in shown.parameters.values() if p.kind is not p.KEYWORD_ONLY] == ["a"]
+    assert shown.parameters["mode"].annotation == Literal["reduced", "complete", "r"]
+
+
+def test_static_options_are_of_their_types():
+    a = jnp.ones((3, 2))
+    for name in NAMES:
+        for option in ("forward_mode", "positive_diagonal", "check_rank"):
+            for value in ("yes", 1, None, jnp.asarray(True)):
+                message = f"{name} expects {option} to be True or False"
+                raises(TypeError, message, name, a, **{option: value})
+        for method in (None, 1, a, ("auto",)):
+            raises(ValueError, f"{name} expects method to be one of", name, a, method=method)
+    functions = [
+        (jaxqr.lstsq, (a, a[:, 0]), "forward_mode"),
+        (jaxqr.distributed.tsqr, (a, "rows"), "positive_diagonal"),
+        (jaxqr.distributed.lstsq, (a, a[:, 0], "rows"), "forward_mode"),
+        (jaxqr.distributed.sharded_qr, (a, None, "rows"), "positive_diagonal"),
+        (jaxqr.distributed.sharded_lq, (a, None, "rows"), "positive_diagonal"),
+        (jaxqr.distributed.sharded_lstsq, (a, a[:, 0], None, "rows"), "forward_mode"),
+    ]
+    for f, args, option in functions:
+        with pytest.raises(TypeError, match=f"{f.__name__} expects {option} to be True or False"):
+            f(*args, **{option: "yes"})
+    assert_close(jaxqr.qr(a, positive_diagonal=np.True_), jaxqr.qr(a, positive_diagonal=True), 0)
+
+
+@pytest.mark.parametrize("rcond", [float("nan"), 1.5, np.inf, jnp.asarray(2.0)])
+def test_rcond_is_in_0_to_1(rcond):
+    with pytest.raises(ValueError, match=r"lstsq expects rcond to be in 0\.\.1. Got"):
+        jaxqr.lstsq(jnp.ones((3, 2)), jnp.ones(3), rcond=rcond)
 
 
 def test_lists_and_numpy_arrays_are_taken():

@@ -120,3 +120,32 @@ def test_held_rules_are_the_papers_at_full_rank(shape, dtype):
     assert_close(q @ factor, partial_qr.pullback(q, r, None, None, r_bar[: len(r)]), tol)
     g = jnp.conj(q.T) @ da
     assert_close(partial_qr.pushforward_held_r(g, r, none), dr[: len(r)], tol)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (70, 5, 3)], ids=str)
+def test_second_order_of_r_alone(shape):
+    """Where no column is dependent, though others of the batch have some."""
+    a, da = (jnp.asarray(gaussian(shape, "float64", seed)) for seed in (0, 1))
+    w = jnp.asarray(gaussian(shape[-1:] * 2, "float64", seed=2))
+    if a.ndim == 3:
+        a = a.at[1, :, 1].set(0)
+
+    def loss(gram):
+        return jnp.sum(jnp.sin(w * gram)) if a.ndim == 2 else jnp.sum(jnp.sin(w[None] * gram))
+
+    def of_r(a, forward_mode):
+        r = jaxqr.qr(a, mode="r", forward_mode=forward_mode)
+        return loss(r.mT @ r)
+
+    def turned(f):
+        return jax.jit(jax.grad(lambda a: jnp.sum(da * jax.grad(f)(a))))(a)
+
+    expected = np.asarray(turned(lambda a: loss(a.mT @ a)))
+    for forward_mode in (False, True):
+        got = np.asarray(turned(functools.partial(of_r, forward_mode=forward_mode)))
+        keep = np.arange(len(a)) != 1 if a.ndim == 3 else slice(None)
+        assert_close(got[keep], expected[keep], 1e-11)
+    tangent = jax.jit(
+        lambda a: jax.jvp(jax.grad(functools.partial(of_r, forward_mode=True)), (a,), (da,))[1]
+    )
+    assert_close(np.asarray(tangent(a))[keep], expected[keep], 1e-11)

@@ -103,18 +103,75 @@ def test_the_rule_ran():
 
 def test_the_two_wirings_are_what_they_say():
     a = jnp.asarray(matrix((4, 3)))
-    with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(jaxqr.qr, (a,), (a,))
     (factored,) = jax.make_jaxpr(lambda a: jaxqr.qr(a))(a).eqns
     (function,) = (x for x in factored.params["jaxpr"].eqns if x.primitive.name == "jaxqr_function")
-    rule = function.params["rule"]
-    assert isinstance(_autodiff.reverse_mode(rule), jax.custom_vjp)
-    assert isinstance(_autodiff.forward_mode(rule), jax.custom_jvp)
+    wired = _autodiff.reverse_mode(function.params["rule"])
+    assert "custom_vjp_call" in str(jax.make_jaxpr(wired)(a))
 
     def tangent(a):
         return jax.jvp(lambda a: jaxqr.qr(a, forward_mode=True), (a,), (a,))[1]
 
     assert str(jax.make_jaxpr(tangent)(a)).count("jaxqr_pushforward") == 1
+
+
+FORWARD = {
+    "jvp": lambda f, a: jax.jvp(f, (a,), (a,)),
+    "jacfwd": lambda f, a: jax.jacfwd(f)(a),
+    "linearize": lambda f, a: jax.linearize(f, a)[1](a),
+    "hessian": lambda f, a: jax.hessian(lambda a: jnp.sum(jnp.sin(f(a))))(a),
+    "vmap": lambda f, a: jax.vmap(lambda a: jax.jvp(f, (a,), (a,)))(a[None]),
+    "of a vmap": lambda f, a: jax.jvp(jax.vmap(f), (a[None],), (a[None],)),
+    "of a scan": lambda f, a: jax.jvp(
+        lambda a: jax.lax.scan(lambda a, _: (a + jnp.sum(f(a)), None), a, length=2), (a,), (a,)
+    ),
+    "twice": lambda f, a: jax.jacfwd(jax.jacfwd(f))(a),
+}
+
+
+@pytest.mark.parametrize("use", FORWARD)
+@pytest.mark.parametrize("name", [*NAMES, "lstsq", "lstsq rcond"])
+def test_forward_mode_is_refused_with_the_way_out(name, use):
+    """Before anything is computed; all of these are right with forward_mode=True."""
+    caller, *rcond = name.split()
+
+    def f(a):
+        if caller == "lstsq":
+            return jaxqr.lstsq(a, a[:, 0], rcond=1e-5 if rcond else None)
+        return FACTORIZATIONS[name](a, mode=TRIANGLE[name])[0]
+
+    a = jnp.asarray(matrix((4, 3)))
+    use = FORWARD[use]
+    message = f"jaxqr's {caller} is for reverse mode .* forward_mode=True"
+    for run in (use, lambda f, a: jax.jit(lambda a: use(f, a))(a)):
+        with pytest.raises(TypeError, match=message):
+            run(f, a)
+
+
+def test_reverse_mode_passes_what_refuses_forward_mode():
+    """Through scan, checkpoint and linearize, where tangents are staged before a transpose."""
+    a = jnp.asarray(matrix((4, 3)))
+
+    def f(a, forward_mode=False):
+        return jaxqr.qr(a, forward_mode=forward_mode)[1]
+
+    def step(a, _, **options):
+        return a + jnp.sum(jnp.sin(f(a, **options))), None
+
+    def scanned(a):
+        return jnp.sum(jax.lax.scan(jax.checkpoint(step), a, length=2)[0] ** 2)
+
+    def unrolled(a):
+        for _ in range(2):
+            a, _ = step(a, None, forward_mode=True)
+        return jnp.sum(a**2)
+
+    run, expected = (jax.jit(jax.vmap(jax.jacrev(jax.grad(g)))) for g in (scanned, unrolled))
+    assert_close(run(a[None]), expected(a[None]), 1e-12)
+    of_a_map = jax.grad(lambda a: jnp.sum(jnp.sin(jax.vmap(f)(a))))
+    each = jax.vmap(jax.grad(lambda a: jnp.sum(jnp.sin(f(a)))))
+    assert_close(of_a_map(a[None]), each(a[None]), 1e-12)
+    (pulled,) = jax.linear_transpose(jax.linearize(f, a)[1], a)(f(a))
+    assert_close(pulled, jax.vjp(f, a)[1](f(a))[0], 1e-15)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,6 +9,7 @@ from jax.lax.linalg import householder_product
 from jax.lax.linalg import qr as jax_qr
 
 from jaxqr._forward import householder
+from jaxqr._linalg.exporting import unless_exported
 from jaxqr._linalg.products import adjoint, project
 from jaxqr._linalg.reflectors import abs2, magnitude, reflector
 
@@ -32,7 +33,7 @@ def pivoted_qr(a: Array, mode: str, k: int, noise: Array | None = None) -> tuple
         return out
     out = lax.platform_dependent(
         a,
-        cpu=lambda a: _lapack(a, mode, k),
+        cpu=lambda a: tuple(_on_cpu(a, mode=mode, k=k)),
         default=lambda a: _xla(a, mode, k),
     )
     return out
@@ -43,14 +44,25 @@ def _like_columns(a: Array) -> tuple[int, ...]:
 
 
 def _lapack(a: Array, mode: str, k: int) -> tuple[Array, ...]:
-    q, r, p = jax_qr(a, pivoting=True, full_matrices=mode == "complete")
+    full = mode == "complete"
+    return _cut(jax_qr(a, pivoting=True, full_matrices=full), mode, k)
+
+
+def _like_lapack(a: Array, mode: str, k: int) -> tuple[Array, ...]:
+    """In plain XLA, and as LAPACK does it: all pivots, of which k are kept."""
+    full = "complete" if mode == "complete" else "reduced"
+    return _cut(_xla(a, full, min(a.shape[-2:])), mode, k)
+
+
+def _cut(factors: tuple[Array, ...], mode: str, k: int) -> tuple[Array, ...]:
+    q, r, p = factors
     if mode == "complete":
         return q, r, p
     q, r = q[..., :k], r[..., :k, :]
     return (r, p) if mode == "r" else (q, r, p)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))  # traced once, also where LAPACK is taken
+@functools.partial(jax.jit, static_argnames=("mode", "k"))  # traced once, also for LAPACK
 def _xla(a: Array, mode: str, k: int, noise: Array | None = None) -> tuple[Array, ...]:
     *batch, m, n = a.shape
     flat = a.reshape(-1, m, n), None if noise is None else noise.reshape(-1, k, n)
@@ -65,6 +77,9 @@ def _xla(a: Array, mode: str, k: int, noise: Array | None = None) -> tuple[Array
             v = jnp.pad(v, [(0, 0), (0, 0), (0, m - k)])
         factors = (householder_product(v, taus), r, p)
     return tuple(x.reshape(*batch, *x.shape[1:]) for x in factors)
+
+
+_on_cpu = unless_exported(_lapack, _like_lapack)
 
 
 def _eliminate(a: Array, k: int, noise: Array | None) -> tuple[Array, Array, Array]:

@@ -16,15 +16,17 @@ from jax import Array, lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxqr._linalg.crossovers import LEAST_BATCH, MOST_ELEMENTS, MOST_ROWS, MOST_UNROLLED_IN_RULES
+from jaxqr._linalg.exporting import unless_exported
 
 # Before JAX 0.11, XLA gathered a sharded batch wherever a layout was asked for.
 _LAYOUT_IS_SHARDED = jax.__version_info__ >= (0, 11)
 
 
 def suits(*arrays: Any, most_columns: int = MOST_UNROLLED_IN_RULES) -> bool:
-    """Whether these arrays (..., rows, columns) are many small matrices."""
+    """Whether these arrays (..., rows, columns) are many small matrices, as far as is known."""
     return all(
-        math.prod(x.shape[:-2]) >= LEAST_BATCH
+        all(isinstance(d, int) for d in x.shape)  # not symbolic, as jax.export may have them
+        and math.prod(x.shape[:-2]) >= LEAST_BATCH
         and max(x.shape[-2:]) <= MOST_ROWS
         and math.prod(x.shape[-2:]) <= MOST_ELEMENTS
         and 0 < min(x.shape[-2:]) <= most_columns
@@ -36,10 +38,22 @@ def innermost(x: Array) -> Array:
     """(..., rows, columns) as (rows, columns, batch), in memory too."""
     rows, columns = x.shape[-2:]
     x = x.reshape(-1, rows * columns).T
-    if _LAYOUT_IS_SHARDED:  # without it XLA may keep the transpose for a view, and read it slowly
-        x = with_layout_constraint(x, Layout(major_to_minor=(0, 1)))
+    if _LAYOUT_IS_SHARDED:
+        (x,) = _laid_out(x)
     in_memory: Array = lax.optimization_barrier(x)
     return in_memory.reshape(rows, columns, -1)
+
+
+def _by_rows(x: Array) -> list[Array]:
+    # Else XLA may keep the transpose for a view, and read it slowly.
+    return [with_layout_constraint(x, Layout(major_to_minor=(0, 1)))]
+
+
+def _as_it_is(x: Array) -> list[Array]:
+    return [x]
+
+
+_laid_out = unless_exported(_by_rows, _as_it_is)
 
 
 def outermost(x: Array, batch: tuple[int, ...]) -> Array:

@@ -6,8 +6,17 @@ import jax.numpy as jnp
 from jax import Array
 from jax.lax.linalg import ormqr
 
-from jaxqr._linalg.algebra import materialized, matmul, project, total
+from jaxqr._linalg.algebra import adjoint as conjugate_transpose
+from jaxqr._linalg.algebra import (
+    materialized,
+    matmul,
+    project,
+    solve_adjoint_left,
+    solve_left,
+    total,
+)
 from jaxqr._linalg.batching import over_columns
+from jaxqr._linalg.exporting import unless_exported
 
 
 class Reflectors(NamedTuple):
@@ -24,7 +33,7 @@ def times(q: Array | Reflectors, c: Array) -> Array:
     v, taus = q
     x = jnp.pad(c, [(0, v.shape[0] - c.shape[0]), (0, 0), *[(0, 0)] * (c.ndim - 2)])
     if v.ndim == 2:
-        y: Array = over_columns(_ormqr)(v, taus, x)
+        y: Array = over_columns(_q)(v, taus, x)
         return y
     for j in reversed(range(v.shape[1])):
         below, tau = v[j + 1 :, j], taus[0, j]
@@ -35,32 +44,61 @@ def times(q: Array | Reflectors, c: Array) -> Array:
 
 
 def adjoint_times(q: Array | Reflectors, b: Array) -> Array:
-    """The first k rows of Q^H B likewise, for b (m, n[, batch])."""
+    """The first k rows of Q^H B likewise, for b (m, n[, batch]); all m of reflectors."""
     if not isinstance(q, Reflectors):
         return project(q, b)
     v, taus = q
     if v.ndim == 2:
-        y: Array = over_columns(_ormqr_adjoint)(v, taus, b)
-        return y[: v.shape[1]]
+        y: Array = over_columns(_q_adjoint)(v, taus, b)
+        return y
     columns = [(v[j + 1 :, j], taus[0, j]) for j in range(v.shape[1])]
-    return materialized(jnp.stack(reflected(columns, b)))
+    rows, rest = reflected(columns, b)
+    return materialized(jnp.concatenate([jnp.stack(rows), rest]))
 
 
-def _ormqr(v: Array, taus: Array, x: Array) -> Array:
-    return ormqr(v, taus[0], x, left=True, transpose=False)
+# Q X and Q^H X for one matrix, complete: (m, k), (1, k) and (m, n).
 
 
-def _ormqr_adjoint(v: Array, taus: Array, x: Array) -> Array:
-    return ormqr(v, taus[0], x, left=True, transpose=True)
+def _by_lapack(v: Array, taus: Array, x: Array, *, adjoint: bool) -> list[Array]:
+    return [ormqr(v, taus[0], x, left=True, transpose=adjoint)]
 
 
-def reflected(reflectors: list[tuple[Array, Array]], x: Array) -> list[Array]:
-    """The rows of Q^H X, one for each (v, tau), v below its 1, for x (m, n, batch)."""
+def _by_products(v: Array, taus: Array, x: Array, *, adjoint: bool) -> list[Array]:
+    """Q = I - V T V^H with T^-1 = D^-1 + S, D = diag(taus), S strictly upper of V^H V.
+
+    So T = D (I + S D)^-1, whatever taus are zero (C. Puglisi, "Modification of the Householder
+    method based on the compact WY representation", SIAM J. Sci. Stat. Comput. 13 (1992)).
+    """
+    rows, columns = v.shape
+    v = jnp.tril(v, -1) + jnp.eye(rows, columns, dtype=v.dtype)
+    s = jnp.triu(matmul(conjugate_transpose(v), v), 1)
+    unit = jnp.eye(columns, dtype=v.dtype) + s * taus
+    projected = matmul(conjugate_transpose(v), x)
+    if adjoint:
+        inner = solve_adjoint_left(unit, jnp.conj(taus.T) * projected)
+    else:
+        inner = taus.T * solve_left(unit, projected)
+    return [x - matmul(v, inner)]
+
+
+_apply = unless_exported(_by_lapack, _by_products)
+
+
+def _q(v: Array, taus: Array, x: Array) -> Array:
+    return _apply(v, taus, x, adjoint=False)[0]
+
+
+def _q_adjoint(v: Array, taus: Array, x: Array) -> Array:
+    return _apply(v, taus, x, adjoint=True)[0]
+
+
+def reflected(reflectors: list[tuple[Array, Array]], x: Array) -> tuple[list[Array], Array]:
+    """The rows of Q^H X, one for each (v, tau), v below its 1, and the rest; x (m, n, batch)."""
     rows = []
     for v, tau in reflectors:
         row, x = reflect(v, tau, x)
         rows.append(row)
-    return rows
+    return rows, x
 
 
 def reflect(v: Array, tau: Array, x: Array) -> tuple[Array, Array]:

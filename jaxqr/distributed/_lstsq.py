@@ -10,7 +10,7 @@ from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
 from jax.typing import ArrayLike
 
-from jaxqr._arguments import as_array, as_matrices, compute_dtype, result_dtype
+from jaxqr._arguments import as_array, as_matrices, compute_dtype, flags, result_dtype
 from jaxqr._linalg.products import solve_adjoint_left, solve_left
 from jaxqr._qr import qr
 from jaxqr.distributed._arguments import check, ridge_of, varying
@@ -77,6 +77,7 @@ def lstsq(
     """
     a = as_matrices("lstsq", "a", a)
     b = as_array("lstsq", "b", b)
+    flags("lstsq", forward_mode=forward_mode)
     check("lstsq", a, axis_name, reduction)
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(a, b)

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, reshard
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from jaxqr._arguments import as_array, as_matrices
+from jaxqr._arguments import as_array, as_matrices, flags
 from jaxqr.distributed._arguments import names_of, ridge_of
 from jaxqr.distributed._lstsq import lstsq
 from jaxqr.distributed._reduction import AxisName, Reduction
@@ -53,6 +53,7 @@ def sharded_qr(
     ((8, 2), (2, 2), True)
     """
     a = as_matrices("sharded_qr", "a", a)
+    flags("sharded_qr", positive_diagonal=positive_diagonal)
     _check("sharded_qr", a.shape, mesh, row_axes, batch_axes, ("rows", "columns"))
     factors: tuple[Array, Array] = _qr(a, mesh, row_axes, batch_axes, positive_diagonal, reduction)
     return factors
@@ -89,6 +90,7 @@ def sharded_lq(
     ((2, 2), (2, 8), True)
     """
     a = as_matrices("sharded_lq", "a", a)
+    flags("sharded_lq", positive_diagonal=positive_diagonal)
     *batch, m, n = a.shape
     _check("sharded_lq", (*batch, n, m), mesh, column_axes, batch_axes, ("columns", "rows"))
     factors: tuple[Array, Array] = _lq(
@@ -131,6 +133,7 @@ def sharded_lstsq(
     """
     a = as_matrices("sharded_lstsq", "a", a)
     b = as_array("sharded_lstsq", "b", b)
+    flags("sharded_lstsq", forward_mode=forward_mode)
     _check("sharded_lstsq", a.shape, mesh, row_axes, batch_axes, ("rows", "columns"))
     of_b = b.shape if b.ndim == a.ndim else (*b.shape, 1)
     if of_b[:-1] != a.shape[:-1]:

@@ -7,7 +7,7 @@ import jax
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxqr._arguments import as_matrices, compute_dtype, result_dtype
+from jaxqr._arguments import as_matrices, compute_dtype, flags, result_dtype
 from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._linalg.products import matmul
 from jaxqr._qr import qr
@@ -43,7 +43,7 @@ def tsqr(
     Raises:
         ValueError: a has fewer than two axes or no rows; m < n in all; the axis is not one of the
             ``shard_map`` around; an unknown reduction.
-        TypeError: a is not an array of numbers.
+        TypeError: a is not an array of numbers; positive_diagonal is not True or False.
 
     Both modes of differentiation work, to any order; there is no ``forward_mode`` to be chosen. A
     derivative takes one sum of n x n matrices over the devices. It exists where A has full column
@@ -65,6 +65,7 @@ def tsqr(
     True
     """
     a = as_matrices("tsqr", "a", a)
+    flags("tsqr", positive_diagonal=positive_diagonal)
     check("tsqr", a, axis_name, reduction)
     q, r = _tsqr(
         varying(a.astype(compute_dtype(a.dtype)), axis_name),
