@@ -1,4 +1,4 @@
-"""``python -m bench [SUITE ...] [--quick] [--matrix FILE ...] [--out DIR]``."""
+"""``python -m bench [SUITE ...] [--quick] [--matrix FILE ...] [--out DIR] [--beside DIR ...]``."""
 
 import argparse
 import importlib.util
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from bench.machine import machine, versions
+from bench.machine import machine, pinned, versions
 from bench.measure import FIRST_CALL, SECONDS, SHARE, TEMPORARIES, Row
 from bench.report import ratio_of, report
 from bench.results import Result, load, save
@@ -23,12 +23,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = [suite for suite in SUITES if not args.suites or suite.name in args.suites]
     args.out.mkdir(parents=True, exist_ok=True)
     if not args.report:
+        if warning := pinned():
+            _say(warning)
         jax.config.update("jax_enable_compilation_cache", False)  # what is compiled is timed
         with jax.enable_x64(True):
             for suite in chosen:
                 result = run(suite, args.size, [str(path) for path in args.matrix])
                 save(result, args.out / f"{suite.name}.json")
-    _write_up(args.out, chosen)
+    _write_up(args.out, chosen, args.beside)
     return 0
 
 
@@ -71,10 +73,10 @@ def _outcome(suite: Suite, row: Row) -> str:
     return ", ".join(said + [f"not {name}: {why}" for name, why in row.failures.items()])
 
 
-def _write_up(out: Path, chosen: Sequence[Suite]) -> None:
-    """The pictures of the suites chosen, and the report of all that is there."""
-    paths = {suite.name: out / f"{suite.name}.json" for suite in SUITES}
-    results = {name: load(path) for name, path in paths.items() if path.exists()}
+def _write_up(out: Path, chosen: Sequence[Suite], beside: Sequence[Path]) -> None:
+    """The pictures of the suites chosen, and the report of all that is there, and beside it."""
+    results = _results(out)
+    others = [result for folder in beside for result in _results(folder).values()]
     if importlib.util.find_spec("matplotlib") is None:
         _say("no plots: the package matplotlib is not installed")
     else:
@@ -83,8 +85,14 @@ def _write_up(out: Path, chosen: Sequence[Suite]) -> None:
         for suite in chosen:
             if suite.name in results:
                 draw(suite, results[suite.name], out / f"{suite.name}.png")
-    (out / "README.md").write_text(report(list(results.values())))
+    (out / "README.md").write_text(report(list(results.values()), others))
     _say(f"written: {out / 'README.md'}")
+
+
+def _results(folder: Path) -> dict[str, Result]:
+    """What is there of the suites, by name."""
+    paths = {suite.name: folder / f"{suite.name}.json" for suite in SUITES}
+    return {name: load(path) for name, path in paths.items() if path.exists()}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         "suites",
         nargs="*",
         metavar="SUITE",
-        choices=[suite.name for suite in SUITES],
+        type=_name_of_a_suite,  # Python 3.11 would refuse none at all by choices
         help="what to run (default: all)",
     )
     parser.add_argument(
@@ -126,9 +134,24 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=RESULTS, help="where to write (default: %(default)s)"
     )
     parser.add_argument(
+        "--beside",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="results of other machines, to stand in the report beside those in --out",
+    )
+    parser.add_argument(
         "--report", action="store_true", help="measure nothing: write up what is in --out"
     )
     return parser
+
+
+def _name_of_a_suite(name: str) -> str:
+    known = [suite.name for suite in SUITES]
+    if name not in known:
+        raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(known)}")
+    return name
 
 
 def _clock(seconds: float) -> str:

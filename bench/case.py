@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.uses import STEPS
 from jaxqr.cli import reading
 
 # What is computed.
 QR, R_ALONE, LQ, PIVOTED, LSTSQ = "qr", "qr, mode r", "lq", "pivoted_qr", "lstsq"
-# What is timed: the value, value and gradient together, or the pullback alone.
-VALUE, GRADIENT, PULLBACK = "value", "value and gradient", "pullback"
+RHS, KALMAN, LAYER = "lstsq, vmap over b", f"Kalman filter, {STEPS} steps", "lstsq as a layer"
+# What is timed: the value, value and gradient together, the pullback alone, or a training step.
+VALUE, GRADIENT, PULLBACK, STEP = "value", "value and gradient", "pullback", "training step"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Case:
     dtype: str
     file: str = ""  # a Matrix Market file
     devices: int = 0  # over which the rows lie; 0 where it does not matter
+    rhs: int = 0  # right-hand sides that vmap maps over; 0 where it does not
 
     @property
     def matrix(self) -> str:
@@ -35,6 +38,8 @@ class Case:
             return f"{Path(self.file).stem} ({size})"
         if self.devices:
             return f"{size} on {self.devices}"
+        if self.rhs:
+            return f"{size}, {self.rhs} right-hand sides"
         return f"{math.prod(batch)} of {size}" if batch else size
 
     def __str__(self) -> str:
@@ -42,11 +47,19 @@ class Case:
 
 
 def inputs(case: Case) -> tuple[np.ndarray, ...]:
-    """What is differentiated: the matrix, and for least squares the right-hand side."""
+    """What is differentiated: the matrix, and what comes with it, such as right-hand sides."""
     rng = np.random.default_rng(0)
     a = read_matrix(case.file) if case.file else _normal(rng, case.shape, case.dtype)
     a = a.astype(case.dtype)
-    return (a, _normal(rng, case.shape[:-1], case.dtype)) if case.op == LSTSQ else (a,)
+    *batch, m, n = case.shape
+    beside: dict[str, list[tuple[int, ...]]] = {
+        LSTSQ: [(*batch, m)],
+        RHS: [(case.rhs, m)],
+        KALMAN: [(*batch, STEPS)],  # the matrix is the transition
+        LAYER: [(*batch, 2 * m, n), (*batch, 2 * m)],  # see bench.uses
+    }
+    others = [_normal(rng, shape, case.dtype) for shape in beside.get(case.op, [])]
+    return (_normal(rng, (n, n), case.dtype), *others) if case.op == LAYER else (a, *others)
 
 
 def weights(case: Case) -> tuple[np.ndarray, ...]:
@@ -64,6 +77,8 @@ def _output_shapes(case: Case) -> list[tuple[int, ...]]:
         LQ: [(m, k), (k, n)],
         PIVOTED: [(m, k), (k, n)],
         LSTSQ: [(n,)],
+        RHS: [(case.rhs, n)],
+        KALMAN: [()],
     }
     return [(*batch, *shape) for shape in shapes[case.op]]
 

@@ -11,10 +11,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench.case import GRADIENT, LQ, LSTSQ, PIVOTED, QR, R_ALONE, VALUE, Case
+from bench.case import (
+    GRADIENT,
+    KALMAN,
+    LAYER,
+    LQ,
+    LSTSQ,
+    PIVOTED,
+    QR,
+    R_ALONE,
+    RHS,
+    STEP,
+    VALUE,
+    Case,
+)
 from bench.case import inputs as inputs_of
 from bench.case import weights as weights_of
 from bench.timing import Call
+from bench.uses import log_likelihood, training_step
 
 Outputs = tuple[Any, ...]
 Function = Callable[..., Outputs]  # of the inputs
@@ -55,9 +69,10 @@ class InJax:
 
 
 def _program(function: Function, case: Case) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    args, weights = inputs_of(case), weights_of(case)
-    if case.work == VALUE:
+    args = inputs_of(case)
+    if case.work in (VALUE, STEP):
         return lambda *args: function(*args), args
+    weights = weights_of(case)
     if case.work == GRADIENT:
 
         def loss(weights: Outputs, *args: Any) -> Any:
@@ -81,18 +96,18 @@ def _unknown(name: str, case: Case) -> Unsupported:
 def _jaxqr_function(case: Case) -> Function:
     import jaxqr
 
-    name = {QR: "qr", R_ALONE: "qr", LQ: "lq", PIVOTED: "pivoted_qr", LSTSQ: "lstsq"}[case.op]
-    if not hasattr(jaxqr, name):
-        raise Unsupported(f"jaxqr.{name} is missing")
-    call = getattr(jaxqr, name)
+    def r_alone(a: Any) -> Any:
+        return jaxqr.qr(a, mode="r")
+
     functions: dict[str, Function] = {
-        QR: lambda a: call(a),
-        R_ALONE: lambda a: (call(a, mode="r"),),
-        LQ: lambda a: call(a),
-        PIVOTED: lambda a: call(a)[:2],
-        LSTSQ: lambda a, b: (call(a, b),),
+        QR: jaxqr.qr,
+        R_ALONE: lambda a: (r_alone(a),),
+        LQ: jaxqr.lq,
+        PIVOTED: lambda a: jaxqr.pivoted_qr(a)[:2],
+        LSTSQ: lambda a, b: (jaxqr.lstsq(a, b),),
+        KALMAN: _kalman(r_alone, case),
     }
-    return functions[case.op]
+    return functions.get(case.op) or _by_solving(jaxqr.lstsq, case)
 
 
 def _jax_function(case: Case) -> Function:
@@ -100,16 +115,29 @@ def _jax_function(case: Case) -> Function:
         q, r = jnp.linalg.qr(jnp.conj(a.mT))
         return jnp.conj(r.mT), jnp.conj(q.mT)
 
-    def lstsq(a: Any, b: Any) -> Outputs:
-        one = lambda a, b: jnp.linalg.lstsq(a, b)[0]  # noqa: E731
-        return (over_batch(one, case)(a, b),)
+    def r_alone(a: Any) -> Any:
+        return jnp.linalg.qr(a, mode="r")
 
     functions: dict[str, Function] = {
         QR: lambda a: tuple(jnp.linalg.qr(a)),
-        R_ALONE: lambda a: (jnp.linalg.qr(a, mode="r"),),
+        R_ALONE: lambda a: (r_alone(a),),
         LQ: lq,
         PIVOTED: lambda a: jax.scipy.linalg.qr(a, mode="economic", pivoting=True)[:2],
-        LSTSQ: lstsq,
+        KALMAN: _kalman(r_alone, case),
+    }
+    return functions.get(case.op) or _by_solving(lambda a, b: jnp.linalg.lstsq(a, b)[0], case)
+
+
+def _kalman(r_alone: Callable[[Any], Any], case: Case) -> Function:
+    return lambda a, y: (over_batch(log_likelihood(r_alone), case)(a, y),)
+
+
+def _by_solving(one: Callable[[Any, Any], Any], case: Case) -> Function:
+    """What is made of the least squares ONE, of a matrix (m, n) and a right-hand side (m,)."""
+    functions: dict[str, Function] = {
+        LSTSQ: lambda a, b: (over_batch(one, case)(a, b),),
+        RHS: lambda a, b: (jax.vmap(one, in_axes=(None, 0))(a, b),),
+        LAYER: lambda weights, x, y: (training_step(one)(weights, x, y),),
     }
     return functions[case.op]
 
@@ -125,7 +153,7 @@ def _lineax_function(solver: str) -> Callable[[Case], Function]:
     def function(case: Case) -> Function:
         import lineax
 
-        if case.op != LSTSQ:
+        if case.op not in (LSTSQ, RHS, LAYER):
             raise _unknown("lineax", case)
         solvers = {"QR": lineax.QR(), "Auto": lineax.AutoLinearSolver(well_posed=None)}
 
@@ -134,7 +162,7 @@ def _lineax_function(solver: str) -> Callable[[Case], Function]:
             # throw=False: without the check of the result, which jaxqr does not make either.
             return lineax.linear_solve(operator, b, solvers[solver], throw=False).value
 
-        return lambda a, b: (over_batch(one, case)(a, b),)
+        return _by_solving(one, case)
 
     return function
 

@@ -60,14 +60,15 @@ UNDER_XLA = (
 )
 
 
-def report(results: Sequence[Result]) -> str:
-    """Every suite, in the order of :data:`SUITES`."""
+def report(results: Sequence[Result], beside: Sequence[Result] = ()) -> str:
+    """Every suite, in the order of :data:`SUITES`, and beside it those of other machines."""
     by_name = {result.suite: result for result in results}
     parts = ["# Benchmark", _introduction()]
     previous: Result | None = None
     for suite in SUITES:
         if (result := by_name.get(suite.name)) is not None:
-            parts += _suite(suite, result, previous)
+            others = [other for other in beside if other.suite == suite.name]
+            parts += _suite(suite, result, previous, others)
             previous = result
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -82,7 +83,9 @@ def _introduction() -> str:
     )
 
 
-def _suite(suite: Suite, result: Result, previous: Result | None) -> list[str]:
+def _suite(
+    suite: Suite, result: Result, previous: Result | None, others: Sequence[Result]
+) -> list[str]:
     parts = [f"## {suite.name}: {suite.title}", suite.about, _where(result, previous)]
     parts += [
         f"{name} is left out: the package {package} is not installed here."
@@ -95,6 +98,8 @@ def _suite(suite: Suite, result: Result, previous: Result | None) -> list[str]:
         parts.append(_rates(result))
     for metric in suite.metrics:
         parts.append(_summary(suite, result, metric))
+    if others and suite.metrics[0] != SHARE:
+        parts.append(_on_machines(suite, [result, *others]))
     parts.append(_failures(result))
     tables = [_details(suite, result, metric) for metric in suite.metrics]
     return [*parts, "<details><summary>Every row</summary>", *tables, "</details>"]
@@ -112,6 +117,32 @@ def _where(result: Result, previous: Result | None) -> str:
 def _place(result: Result) -> tuple[dict[str, str], dict[str, str]]:
     fixed = {k: v for k, v in result.machine.items() if not k.startswith("load")}
     return fixed, result.versions
+
+
+def _on_machines(suite: Suite, results: Sequence[Result]) -> str:
+    """The ratios of every row on each of the machines, and above them those machines."""
+    metric = suite.metrics[0]
+    machines = [*"ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(results)]]
+    said = unique(key for result in results for key in (*result.machine, *result.versions))
+    places = [
+        [key, *((result.machine | result.versions).get(key, "") for result in results)]
+        for key in said
+    ]
+    rows = [{row.case: row for row in result.rows} for result in results]
+    rivals = unique(name for r in results for name in names(suite, r) if name != suite.base)
+    lines = []
+    for case in unique(case for of_one in rows for case in of_one):
+        cells = [
+            _spread(ratio_of(of_one[case], rival, suite.base, metric)) if case in of_one else ""
+            for rival in rivals
+            for of_one in rows
+        ]
+        lines.append([case.op, case.work, case.matrix, case.dtype, *cells])
+    header = ["operation", "work", "matrix", "type"]
+    header += [f"{rival} / {suite.base}, {machine}" for rival in rivals for machine in machines]
+    title = f"{metric.capitalize()} on other machines beside this one, A."
+    tables = _table(["", *machines], places, left=1), _table(header, lines, left=4)
+    return "\n\n".join([title, *tables])
 
 
 # --- Summaries

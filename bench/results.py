@@ -46,8 +46,9 @@ def load(path: Path) -> Result:
 def _plain(row: Row) -> dict[str, Any]:
     plain = dataclasses.asdict(row)
     plain["case"]["file"] = Path(row.case.file).name
-    if not row.case.devices:
-        del plain["case"]["devices"]
+    for field in ("devices", "rhs"):
+        if not plain["case"][field]:
+            del plain["case"][field]
     plain["results"] = {
         name: {metric: [float(f"{x:.5g}") for x in samples] for metric, samples in of.items()}
         for name, of in row.results.items()

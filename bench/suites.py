@@ -5,7 +5,22 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from bench import distributed
-from bench.case import GRADIENT, LQ, LSTSQ, PIVOTED, PULLBACK, QR, R_ALONE, VALUE, Case, read_matrix
+from bench.case import (
+    GRADIENT,
+    KALMAN,
+    LAYER,
+    LQ,
+    LSTSQ,
+    PIVOTED,
+    PULLBACK,
+    QR,
+    R_ALONE,
+    RHS,
+    STEP,
+    VALUE,
+    Case,
+    read_matrix,
+)
 from bench.contestants import (
     JAX,
     JAXQR,
@@ -35,6 +50,7 @@ from bench.measure import (
     share_of_limit,
 )
 from bench.timing import Effort
+from bench.uses import STEPS
 
 Size = Literal["full", "quick", "tiny"]
 Shapes = list[tuple[int, ...]]
@@ -77,6 +93,17 @@ LIMIT_SHAPES: dict[Size, Shapes] = {
     ],
     "quick": [(500, 500), (20000, 64), (10000, 8, 4)],
     "tiny": [(6, 4), (3, 5)],
+}
+KALMAN_SHAPES: dict[Size, Shapes] = {  # series and their transitions
+    "full": [(500, 4, 4), (500, 8, 8), (500, 16, 16)], "quick": [(500, 8, 8)], "tiny": [(3, 2, 2)],
+}
+LAYER_SHAPES: dict[Size, Shapes] = {
+    "full": [(4096, 8, 4), (4096, 16, 8), (4096, 32, 8), (4096, 32, 16)],
+    "quick": [(4096, 16, 8)],
+    "tiny": [(3, 5, 2)],
+}
+RHS_SHAPES: dict[Size, list[tuple[int, int, int]]] = {  # rows, columns, right-hand sides
+    "full": [(400, 100, 300), (2000, 50, 100)], "quick": [(400, 100, 300)], "tiny": [(6, 4, 3)],
 }
 DEFECTS: dict[Size, Sequence[float]] = {
     "full": (1, 1.3, 2, 4, 8, 16), "quick": (1, 2, 8), "tiny": (1, 2),
@@ -145,6 +172,22 @@ def _lstsq(size: Size, files: Sequence[str]) -> list[Case]:
     return _grid(LSTSQ_SHAPES[size], (LSTSQ,), _both(size), (VALUE, GRADIENT))
 
 
+def _rhs(size: Size, files: Sequence[str]) -> list[Case]:
+    return [
+        dataclasses.replace(case, rhs=rhs)
+        for m, n, rhs in RHS_SHAPES[size]
+        for case in _grid([(m, n)], (RHS,), _both(size), (VALUE, GRADIENT))
+    ]
+
+
+def _kalman(size: Size, files: Sequence[str]) -> list[Case]:
+    return _grid(KALMAN_SHAPES[size], (KALMAN,), _both(size), (VALUE, GRADIENT))
+
+
+def _layer(size: Size, files: Sequence[str]) -> list[Case]:
+    return _grid(LAYER_SHAPES[size], (LAYER,), _both(size), (STEP,))
+
+
 def _pivoted(size: Size, files: Sequence[str]) -> list[Case]:
     cases = _grid(SHAPES[size], (PIVOTED,), _both(size), (VALUE, GRADIENT))
     return cases + [_of_file(path, PIVOTED, work) for path in files for work in (VALUE, GRADIENT)]
@@ -196,6 +239,34 @@ SUITES = [
         "assumes full rank.",
         _lstsq,
         (JAXQR, JAX, LINEAX_QR, LINEAX_AUTO, TORCH),
+        seconds,
+    ),
+    Suite(
+        "rhs",
+        "Least squares, vmap over b alone",
+        "One matrix, many right-hand sides that jax.vmap maps over, gradients by both.",
+        _rhs,
+        (JAXQR, JAX, LINEAX_QR),
+        seconds,
+    ),
+    Suite(
+        "layer",
+        "Least squares as a layer",
+        "A step of gradient descent, compiled, on the weights of a small network whose last layer "
+        "is solved by least squares, of full rank: a batch of m x n problems, each with its own "
+        "layer, judged by m rows more.",
+        _layer,
+        (JAXQR, JAX, LINEAX_QR),
+        seconds,
+    ),
+    Suite(
+        "kalman",
+        "A square-root Kalman filter",
+        f"The log likelihood of {STEPS} observations, for a batch of series, each with its own "
+        "n x n transition: jax.vmap over jax.lax.scan over R alone of (2 n + 1) x (n + 1). "
+        "Gradients by the transition and by the observations. JAX is jnp.linalg.qr(mode='r').",
+        _kalman,
+        (JAXQR, JAX),
         seconds,
     ),
     Suite(

@@ -16,7 +16,7 @@ those, so what comes in and what goes out is conjugated, here and nowhere else.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from jax.custom_derivatives import SymbolicZero, zero_from_primal
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+F = TypeVar("F", bound=Callable[..., Any])
 Arrays = tuple[Array, ...]
 # A tangent or cotangent that is None is zero.
 MaybeArrays = tuple[Array | None, ...]
@@ -143,7 +144,10 @@ def differentiated(f: Any, forward: bool) -> Callable[..., Any]:
 # Forward mode meets a custom_vjp with a sentence of JAX's that names neither the function nor the
 # way out, and as late as when the tangent is computed, vectorized or lowered. So tangents on their
 # way into one pass a primitive that is refused in the same places with a sentence of ours. Its
-# transpose is the identity: of it, reverse mode keeps nothing.
+# transpose is the identity. It is given nothing of the primal, an empty array, which is mapped if
+# the primal is: where the tangent alone is, somebody takes a Jacobian column by column. Both are
+# mapped in reverse mode too, of a function that maps. Where it is a jvp that is mapped, JAX's
+# sentence comes next, and what calls us turns it into ours.
 
 
 @functools.cache
@@ -157,28 +161,54 @@ def _tangents_refused(caller: str) -> Callable[..., Arrays]:
     def jvp(primals: Arrays, tangents: tuple[Any, ...]) -> tuple[Arrays, tuple[Any, ...]]:
         # The primals as they are: reverse mode sees that what it keeps is the argument.
         return primals, tuple(
-            t if isinstance(t, SymbolicZero) else reverse_alone_p.bind(t, caller=caller)
-            for t in tangents
+            t
+            if isinstance(t, SymbolicZero)
+            else reverse_alone_p.bind(t, jnp.ravel(p)[:0], caller=caller)
+            for p, t in zip(primals, tangents, strict=True)
         )
 
     identity.defjvp(jvp, symbolic_zeros=True)
     return identity
 
 
+_FORWARD_REFUSED = (
+    "jaxqr's {caller} is for reverse mode unless told otherwise: call it with "
+    "forward_mode=True, and jax.jvp, jax.jacfwd, jax.linearize and jax.hessian take it too."
+)
+
+
 def _refuse_forward(*_: Any, caller: str, **__: Any) -> Any:
-    raise TypeError(
-        f"jaxqr's {caller} is for reverse mode unless told otherwise: call it with "
-        "forward_mode=True, and jax.jvp, jax.jacfwd, jax.linearize and jax.hessian take it too."
-    )
+    raise TypeError(_FORWARD_REFUSED.format(caller=caller))
+
+
+def _batch_reverse_alone(args: Any, dims: Any, *, caller: str) -> Any:
+    if dims[1] is None:
+        _refuse_forward(caller=caller)
+    return reverse_alone_p.bind(*args, caller=caller), dims[0]
+
+
+def saying_how(f: F) -> F:
+    """F, a public function, whose refusal of forward mode is ours and not JAX's."""
+
+    @functools.wraps(f)
+    def called(*args: Any, **options: Any) -> Any:
+        try:
+            return f(*args, **options)
+        except TypeError as error:
+            if not str(error).startswith("can't apply forward-mode autodiff (jvp) to a custom_vjp"):
+                raise
+            raise TypeError(_FORWARD_REFUSED.format(caller=f.__name__)) from error
+
+    return called  # type: ignore[return-value]
 
 
 reverse_alone_p = Primitive("jaxqr_reverse_alone")
 reverse_alone_p.def_impl(_refuse_forward)
-reverse_alone_p.def_abstract_eval(lambda t, **_: t)
+reverse_alone_p.def_abstract_eval(lambda t, *_, **__: t)
 mlir.register_lowering(reverse_alone_p, _refuse_forward)
 ad.primitive_jvps[reverse_alone_p] = _refuse_forward
-ad.primitive_transposes[reverse_alone_p] = lambda cotangent, *_, **__: [cotangent]
-batching.primitive_batchers[reverse_alone_p] = _refuse_forward
+ad.primitive_transposes[reverse_alone_p] = lambda cotangent, *_, **__: [cotangent, None]
+batching.primitive_batchers[reverse_alone_p] = _batch_reverse_alone
 
 
 def watching_cotangents(watch: Callable[[Arrays, MaybeArrays], None]) -> Callable[..., Arrays]:

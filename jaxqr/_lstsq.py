@@ -21,7 +21,7 @@ from jaxqr._arguments import (
     require_rank,
     result_dtype,
 )
-from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, varying_alike
+from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, saying_how, varying_alike
 from jaxqr._forward import least_squares
 from jaxqr._linalg.augmented import rank, solve_augmented, solve_augmented_without_q
 from jaxqr._linalg.dependence import ROUNDING, dependent_columns, first_dependent
@@ -71,6 +71,7 @@ def lstsq(
 ) -> LeastSquares: ...
 
 
+@saying_how
 @by_name
 def lstsq(
     a: ArrayLike,

@@ -23,7 +23,7 @@ from jaxqr._arguments import (
     require_rank,
     result_dtype,
 )
-from jaxqr._autodiff import Arrays, MaybeArrays, differentiated
+from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, saying_how
 from jaxqr._forward import pivoting
 from jaxqr._forward.pivoting import take_columns
 from jaxqr._linalg.batching import over_matrices, unless_any
@@ -139,6 +139,7 @@ def pivoted_qr(
 def pivoted_qr(
     a: ArrayLike, *, mode: Literal["r"], **options: Unpack[PivotedOptions]
 ) -> tuple[Array, Array]: ...
+@saying_how
 @by_name
 def pivoted_qr(
     a: ArrayLike,

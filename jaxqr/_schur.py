@@ -12,7 +12,7 @@ from jax.experimental import checkify
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxqr._arguments import as_matrices, compute_dtype, one_of
-from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, watching_cotangents
+from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, saying_how, watching_cotangents
 from jaxqr._forward import schur as forward
 from jaxqr._linalg.batching import over_leading_axes
 from jaxqr._rules import qz as rules
@@ -37,6 +37,7 @@ class SchurResult(NamedTuple):
     z: Array
 
 
+@saying_how
 def qz(
     a: ArrayLike,
     b: ArrayLike,
@@ -114,6 +115,7 @@ def qz(
     return QZResult(*factors)
 
 
+@saying_how
 def schur(
     a: ArrayLike,
     *,

@@ -2,6 +2,9 @@
 
 import contextlib
 import dataclasses
+import importlib.machinery
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +12,21 @@ import numpy as np
 import pytest
 
 import jaxqr
+from bench import __main__ as bench_main
 from bench import thunks, timing
 from bench.__main__ import main, run
 from bench.case import (
     GRADIENT,
+    KALMAN,
+    LAYER,
     LQ,
     LSTSQ,
     PIVOTED,
     PULLBACK,
     QR,
     R_ALONE,
+    RHS,
+    STEP,
     VALUE,
     Case,
     inputs,
@@ -37,11 +45,13 @@ from bench.contestants import (
 )
 from bench.eq8 import pullback_eq8
 from bench.equations import factorization, pullback_eq3
+from bench.machine import PINS, machine, pinned
 from bench.measure import SECONDS, Row, operations, residual_bytes, seconds
 from bench.report import report
 from bench.results import Result, load, save
 from bench.suites import EFFORTS, SUITES
 from bench.timing import Effort, interleave, ratio, spread
+from bench.uses import NOISE, log_likelihood
 
 TINY = EFFORTS["tiny"]
 
@@ -168,10 +178,19 @@ def test_medians_quartiles_and_paired_ratios():
 # --- What is measured
 
 
-@pytest.mark.parametrize("op", [QR, R_ALONE, LQ, PIVOTED, LSTSQ])
-def test_contestants_do_the_same_work(op):
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(Case(op, GRADIENT, (6, 4), "float64") for op in (QR, R_ALONE, LQ, PIVOTED, LSTSQ)),
+        Case(RHS, GRADIENT, (6, 4), "float64", rhs=3),
+        Case(KALMAN, GRADIENT, (2, 3, 3), "float64"),
+        Case(LAYER, STEP, (3, 5, 2), "float64"),
+    ],
+    ids=lambda case: case.op,
+)
+def test_contestants_do_the_same_work(case):
     """The same loss and the same gradient, from whoever is installed and has the operation."""
-    case, found = Case(op, GRADIENT, (6, 4), "float64"), {}
+    found = {}
     for contestant in (JAXQR, JAX, LINEAX_QR, LINEAX_AUTO, TORCH, TENSORFLOW):
         if not absent(contestant.name):
             with contextlib.suppress(Unsupported):
@@ -202,6 +221,24 @@ def test_a_contestant_that_fails_is_a_result():
     assert row.failures == {"x": "not today", "y": "ValueError: first line"}
 
 
+def test_the_filter_is_kalmans():
+    """Its log likelihood is that of the observations' joint distribution, by their covariance."""
+    a, y = inputs(Case(KALMAN, VALUE, (3, 3), "float64"))
+    y = y[:6]
+    transition = a / (2 * np.sqrt(3))
+    # State and covariance of all times at once: x_t = F^t x_0 + sum_s F^(t-s) w_s, P_0 = I.
+    powers = [np.linalg.matrix_power(transition, t) for t in range(7)]
+    sigma = NOISE**2 * np.eye(6)
+    for t in range(6):
+        for s in range(6):
+            sigma[t, s] += (powers[t + 1] @ powers[s + 1].T)[0, 0]
+            for j in range(min(s, t) + 1):
+                sigma[t, s] += NOISE**2 * (powers[t - j] @ powers[s - j].T)[0, 0]
+    expected = -np.linalg.slogdet(sigma)[1] / 2 - y @ np.linalg.solve(sigma, y) / 2
+    found = log_likelihood(lambda x: jaxqr.qr(x, mode="r"))(jnp.asarray(a), jnp.asarray(y))
+    assert _close(found, expected)
+
+
 def test_residuals_are_the_factors():
     assert residual_bytes(JAXQR, Case(QR, GRADIENT, (6, 4), "float32")) == 4 * (6 * 4 + 4 * 4)
 
@@ -230,6 +267,56 @@ def test_report_says_what_was_measured():
     assert "| qr | value and gradient | float32 | all | **3.00** (3.00; 2) | JAX 2" in text
     assert "**3.00** (3.00; 1) | JAX 5 |" in text  # the small batch by itself
     assert "| 10000 of 8 × 4 | float32 | 1.00 | 3.00 | **3.00** (2.50 – 3.50) |" in text
+
+
+def test_machines_stand_side_by_side():
+    def result(processor, *theirs):
+        of = {"jaxqr": {SECONDS: [1e-3, 1e-3]}, "JAX": {SECONDS: list(theirs)}}
+        rows = [Row(Case(QR, GRADIENT, (9, 9), "float32"), of)]
+        return Result("shapes", "full", 90.0, {"processor": processor}, {}, {}, rows)
+
+    here, there = result("abacus", 2e-3, 2e-3), result("slide rule", 3e-3, 3e-3)
+    text = report([here], [there])
+    assert "| processor | abacus | slide rule |" in text
+    assert "| operation | work | matrix | type | JAX / jaxqr, A | JAX / jaxqr, B |" in text
+    both = "**2.00** (2.00 – 2.00) | **3.00** (3.00 – 3.00)"
+    assert f"| qr | value and gradient | 9 × 9 | float32 | {both} |" in text
+    assert "slide rule" not in report([here])
+
+
+def test_lapack_is_named_where_it_can_be(monkeypatch):
+    pool = {"user_api": "blas", "internal_api": "openblas", "version": "0.3"}
+    pools = [
+        pool | {"filepath": "/x/numpy.libs/libscipy_openblas64_.so", "num_threads": 8},
+        pool | {"filepath": "/x/scipy.libs/libscipy_openblas.so", "num_threads": 2}
+        | {"architecture": "Zen"},
+        {"user_api": "openmp", "filepath": "/x/libgomp.so"},
+    ]  # fmt: skip
+    tool = types.ModuleType("threadpoolctl")
+    tool.__spec__ = importlib.machinery.ModuleSpec("threadpoolctl", None)
+    tool.threadpool_info = lambda: pools
+    monkeypatch.setitem(sys.modules, "threadpoolctl", tool)
+    assert machine()["SciPy's openblas"] == "0.3, kernel Zen, 2 threads"
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    assert not any("openblas" in key for key in machine())
+
+
+def test_a_pinned_kernel_is_told(monkeypatch, tmp_path, capsys):
+    """What OpenBLAS is kept from choosing makes rivals slow."""
+    for name in PINS:
+        monkeypatch.delenv(name, raising=False)
+    assert pinned() == ""
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")
+    assert "OPENBLAS_CORETYPE=Prescott pins OpenBLAS's kernel" in pinned()
+    assert "env -u OPENBLAS_CORETYPE python" in pinned()
+    assert machine()["OPENBLAS_CORETYPE"] == "Prescott"
+    monkeypatch.setenv("OPENBLAS_L2_SIZE", "512")
+    assert "env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python" in pinned()
+    nothing = dataclasses.replace(SUITES[0], cases=lambda size, files: [])
+    monkeypatch.setattr(bench_main, "SUITES", [nothing])
+    monkeypatch.setattr(bench_main, "_write_up", lambda *_: None)
+    assert main(["--tiny", "--out", str(tmp_path)]) == 0
+    assert pinned() in capsys.readouterr().err
 
 
 def test_results_are_saved_without_the_folder_of_the_file(tmp_path):

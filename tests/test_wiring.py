@@ -164,6 +164,9 @@ def test_reverse_mode_passes_what_refuses_forward_mode():
 
     run, expected = (jax.jit(jax.vmap(jax.jacrev(jax.grad(g)))) for g in (scanned, unrolled))
     assert_close(run(a[None]), expected(a[None]), 1e-12)
+    of_a_map = jax.grad(lambda a: jnp.sum(jnp.sin(jax.vmap(f)(a))))
+    each = jax.vmap(jax.grad(lambda a: jnp.sum(jnp.sin(f(a)))))
+    assert_close(of_a_map(a[None]), each(a[None]), 1e-12)
     (pulled,) = jax.linear_transpose(jax.linearize(f, a)[1], a)(f(a))
     assert_close(pulled, jax.vjp(f, a)[1](f(a))[0], 1e-15)
 
