@@ -1,4 +1,4 @@
-"""Optimistix fits many small curves, by lineax's solvers and by jaxqr's: ``python -m bench.curves``.
+"""Optimistix fits many small curves, by lineax's solvers and jaxqr's: ``python -m bench.curves``.
 
 10000 curves h exp(-r t) + c of 16 noisy points each, three parameters, by Gauss-Newton and by
 Levenberg-Marquardt under ``vmap``. Prints seconds (medians of rounds in which the solvers take
