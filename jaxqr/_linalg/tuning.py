@@ -30,7 +30,7 @@ VARIABLE = "JAXQR_TUNING"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 ByPlatform = Mapping[str, Crossovers]
-_SHIPPED: ByPlatform = types.MappingProxyType({"cpu": SHIPPED})
+SHIPPED_TABLE: ByPlatform = types.MappingProxyType({"cpu": SHIPPED})
 _FORMAT = "jaxqr tuning 1"
 _KEY = ("platform", "device_kind", "jax", "jaxlib")
 
@@ -79,7 +79,7 @@ def by_platform(
 
 def base(platform: str) -> Crossovers:
     """What holds on a platform where nothing was measured by the user."""
-    return _SHIPPED.get(platform, NOTHING)
+    return SHIPPED_TABLE.get(platform, NOTHING)
 
 
 _forced: ByPlatform = {}
@@ -104,7 +104,7 @@ def _read() -> ByPlatform:
     named = os.environ.get(VARIABLE, "")
     file = path()
     if file is None or not (named or os.path.isfile(file)):
-        return _SHIPPED
+        return SHIPPED_TABLE
     try:
         entries = load(file)
     except (OSError, ValueError) as error:
@@ -113,9 +113,9 @@ def _read() -> ByPlatform:
             f"{VARIABLE}=none does without",
             stacklevel=2,
         )
-        return _SHIPPED
+        return SHIPPED_TABLE
     found = {platform: _of_platform(entries, platform) for platform in PLATFORMS}
-    return {**_SHIPPED, **{platform: x for platform, x in found.items() if x is not None}}
+    return {**SHIPPED_TABLE, **{platform: x for platform, x in found.items() if x is not None}}
 
 
 def _of_platform(entries: list[Entry], platform: str) -> Crossovers | None:

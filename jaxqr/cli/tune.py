@@ -43,7 +43,7 @@ MARGIN = 1.05
 class Effort:
     """How long to measure."""
 
-    total: float = 100.0  # seconds: what is not measured by then stays as it was
+    total: float = 90.0  # seconds: what is not measured by then stays as it was
     sample: float = 0.01  # a sample lasts at least so many seconds: short calls are repeated
     lead: float = 0.1  # so many seconds of calls before each that are not timed
     rounds: int = 3
