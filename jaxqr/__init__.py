@@ -3,6 +3,7 @@
 from jaxqr import distributed, upstream
 from jaxqr._lq import lq, ql, rq
 from jaxqr._lstsq import lstsq
+from jaxqr._multiply import qr_multiply
 from jaxqr._pivoted import pivoted_qr
 from jaxqr._qr import qr
 from jaxqr._random_pivots import log_probability
@@ -16,6 +17,7 @@ __all__ = [
     "pivoted_qr",
     "ql",
     "qr",
+    "qr_multiply",
     "qz",
     "rq",
     "schur",

@@ -226,21 +226,6 @@ def watching_cotangents(watch: Callable[[Arrays, MaybeArrays], None]) -> Callabl
     return identity
 
 
-def differentiated_as(f: Callable[..., Array], g: Callable[..., Array]) -> Callable[..., Array]:
-    """F with the derivative of ``g``, which is the same function written in other operations."""
-
-    @jax.custom_jvp
-    def wrapped(*args: Array) -> Array:
-        return f(*args)
-
-    @wrapped.defjvp
-    def jvp(primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
-        return wrapped(*primals), jax.jvp(g, primals, tangents)[1]
-
-    out: Callable[..., Array] = wrapped
-    return out
-
-
 # The primitive. Operands: the residuals, then the tangents that are not zero. Parameters: the
 # rule, and which tangents there are. It is linear in the tangents jointly.
 

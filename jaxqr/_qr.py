@@ -17,6 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxqr import _forward
+from jaxqr._applied import Applied, apply_q
 from jaxqr._arguments import (
     Method,
     Options,
@@ -30,12 +31,11 @@ from jaxqr._arguments import (
     require_rank,
     result_dtype,
 )
-from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, differentiated_as, saying_how
+from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, saying_how
 from jaxqr._forward import METHODS
 from jaxqr._linalg.batching import over_leading_axes, over_matrices, unless_any
-from jaxqr._linalg.dependence import dependent_columns
+from jaxqr._linalg.dependence import dependent_columns, marks
 from jaxqr._linalg.phases import with_positive_diagonal
-from jaxqr._linalg.products import adjoint, matmul, solve_adjoint_left, solve_left
 from jaxqr._linalg.scaling import is_extreme
 from jaxqr._rules import partial_qr
 
@@ -103,6 +103,7 @@ class QR:
     positive_diagonal: bool
     method: str
     dependent: str | None
+    forward_mode: bool
 
     @property
     def caller(self) -> str:
@@ -165,9 +166,9 @@ class QR:
         return a_bar
 
     def _pull_held_r(self, a: Array, r: Array, r_bar: Array) -> Array:
-        factor = over_leading_axes(partial_qr.pullback_held_r)(r, r_bar, _marks(r))
-        a_bar: Array = self._by_reflectors(_forward.q_times, _q_times)(a, r, factor)
-        return a_bar
+        factor = over_leading_axes(partial_qr.pullback_held_r)(r, r_bar, marks(r))
+        rows = [(0, 0)] * (a.ndim - 2) + [(0, a.shape[-2] - r.shape[-2]), (0, 0)]
+        return apply_q(a, r, jnp.pad(factor, rows), self._applied(adjoint=False))
 
     def _push_r(self, a: Array, r: Array, da: Array) -> Array:
         push = over_matrices(lambda x, r, da: partial_qr.pushforward_r(x, r, None, da))
@@ -175,25 +176,16 @@ class QR:
         return dr
 
     def _push_held_r(self, a: Array, r: Array, da: Array) -> Array:
-        g = self._by_reflectors(_forward.q_adjoint_times, _q_adjoint_times)(a, r, da)
-        dr: Array = over_leading_axes(partial_qr.pushforward_held_r)(g, r, _marks(r))
+        g = apply_q(a, r, da, self._applied(adjoint=True))[..., : r.shape[-2], :]
+        dr: Array = over_leading_axes(partial_qr.pushforward_held_r)(g, r, marks(r))
         return dr
 
-    def _by_reflectors(self, apply: Callable[..., Array], plain: Callable[..., Array]) -> Any:
-        """Reflectors have no derivative. By Q = X U^-1 it exists where no column is dependent."""
-        return differentiated_as(functools.partial(apply, method=self.method), plain)
+    def _applied(self, adjoint: bool) -> Applied:
+        return Applied(adjoint, self.method, self.forward_mode, self.caller)
 
     def _out(self, factors: Arrays) -> Arrays:
         *q, r = factors
         return *(self.mirror.q(x) for x in q), self.mirror.r(r)
-
-
-def _q_times(a: Array, r: Array, c: Array) -> Array:
-    return matmul(_leading(a), solve_left(_leading(r), c))
-
-
-def _q_adjoint_times(a: Array, r: Array, b: Array) -> Array:
-    return solve_adjoint_left(_leading(r), matmul(adjoint(_leading(a)), b))
 
 
 def _pullback_r(x: Array, r: Array, r_bar: Array, *, extreme: bool) -> Array:
@@ -201,14 +193,14 @@ def _pullback_r(x: Array, r: Array, r_bar: Array, *, extreme: bool) -> Array:
 
 
 def _push_held(q: Array, r: Array, da: Array) -> Any:
-    return over_leading_axes(partial_qr.pushforward_held)(q, r, _marks(r), da)
+    return over_leading_axes(partial_qr.pushforward_held)(q, r, marks(r), da)
 
 
 def _pull_held(both: Callable[[Arrays], MaybeArrays], q: Array, r: Array, *bars: Array) -> Any:
     def pull(q: Array, r: Array, marks: Array, *bars: Array) -> Array:
         return partial_qr.pullback_held(q, r, marks, *both(bars))
 
-    return over_leading_axes(pull)(q, r, _marks(r), *bars)
+    return over_leading_axes(pull)(q, r, marks(r), *bars)
 
 
 def _where_dependent(
@@ -235,11 +227,6 @@ def _where_dependent(
     return unless_any(needed, usual, careful)
 
 
-def _marks(r: Array) -> Array:
-    """Of R (..., k, n): 1 for dependent columns, 0 for the others, (..., 1, k)."""
-    return dependent_columns(r)[..., None, :].astype(r.dtype)
-
-
 def _leading(a: Array) -> Array:
     return a[..., : min(a.shape[-2:])]
 
@@ -258,7 +245,7 @@ def _factors(
     method: str,
     dependent: str | None,
 ) -> Arrays:
-    rule = QR(mirror, mode, positive_diagonal, method, dependent)
+    rule = QR(mirror, mode, positive_diagonal, method, dependent, forward_mode)
     function = differentiated(rule, forward_mode)
     factors = function(a.astype(compute_dtype(a.dtype)))
     return tuple(x.astype(result_dtype(a.dtype)) for x in factors)

@@ -54,6 +54,7 @@ def functions():
             options = {"forward_mode": forward_mode, **options}
             yield lambda a, options=options: jaxqr.lstsq(a, b, **options)
     yield lambda a: jaxqr.qr(a, dependent="hold")
+    yield lambda a: jaxqr.qr_multiply(a, b, adjoint=True)
     mesh = Mesh(np.array(jax.devices()[:1]), ("rows",))
     for f in (
         lambda a: jaxqr.distributed.tsqr(a, "rows")[1],

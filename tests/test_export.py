@@ -19,6 +19,7 @@ FUNCTIONS = {
     "qr, r": lambda a: jaxqr.qr(a, mode="r"),
     "qr, held": lambda a: jaxqr.qr(a, dependent="hold"),
     "qr, forward mode": lambda a: jaxqr.qr(a, forward_mode=True),
+    "qr_multiply": lambda a: jaxqr.qr_multiply(a, a, adjoint=True, mode="complete"),
     "lq": jaxqr.lq,
     "lq, l": lambda a: jaxqr.lq(a, mode="l"),
     "rq": lambda a: jaxqr.rq(a, positive_diagonal=True),

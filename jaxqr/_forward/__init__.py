@@ -48,7 +48,10 @@ def _best(c: Crossovers, a: Array, mode: str) -> str:
 
 
 def q_times(a: Array, r: Array, c: Array, method: str) -> Array:
-    """Q C for the Q that belongs to r = qr(a, "r", method), by its reflectors; c is (..., k, n)."""
+    """Q C for the square Q that belongs to r = qr(a, "r", method), by its reflectors.
+
+    r is (..., k, n), c (..., m, p).
+    """
 
     def apply(q: Reflectors, phases: Array, c: Array) -> Array:
         return times(q, jnp.conj(phases) * c)
@@ -57,7 +60,7 @@ def q_times(a: Array, r: Array, c: Array, method: str) -> Array:
 
 
 def q_adjoint_times(a: Array, r: Array, b: Array, method: str) -> Array:
-    """Q^H B likewise; b is (..., m, n)."""
+    """Q^H B likewise."""
 
     def apply(q: Reflectors, phases: Array, b: Array) -> Array:
         return phases * adjoint_times(q, b)
@@ -71,7 +74,7 @@ def _by_reflectors(
     def by(reflectors_of: Callable[[Array], tuple[Array, Reflectors]]) -> Callable[..., Array]:
         def applied(a: Array, r: Array, x: Array) -> Any:
             r0, q = reflectors_of(a)
-            return over_matrices(apply)(q, _phases(r, r0), x)
+            return over_matrices(apply)(q, _phases(r, r0, x.shape[-2]), x)
 
         return applied
 
@@ -94,14 +97,15 @@ def _by_reflectors(
     return out
 
 
-def _phases(r: Array, r0: Array) -> Array:
-    """The phases (..., k, 1) with r = phases * r0, of two triangular factors of one matrix."""
+def _phases(r: Array, r0: Array, rows: int) -> Array:
+    """The phases with r = phases * r0, of two triangular factors of one matrix: (..., rows, 1)."""
     signs = [
         jnp.where(d == 0, 1, jnp.sign(d))
         for d in (jnp.diagonal(x, axis1=-2, axis2=-1) for x in (r, r0))
     ]
-    phases: Array = (signs[0] * jnp.conj(signs[1]))[..., None]
-    return phases
+    phases = (signs[0] * jnp.conj(signs[1]))[..., None]
+    rest = [(0, 0)] * (r.ndim - 2) + [(0, rows - phases.shape[-2]), (0, 0)]
+    return jnp.pad(phases, rest, constant_values=1)
 
 
 def refusal(shape: tuple[int, ...], mode: str, method: str, across: tuple[str, str]) -> str | None:

@@ -33,7 +33,8 @@ def qr(a: Array, mode: str) -> tuple[Array, ...]:
 def triangle_and_product(a: Array, b: Array) -> tuple[Array, Array]:
     """U and the first n rows of Q^H B, for a (..., m, n), m >= n, and b (..., m, p)."""
     reflectors, u = _triangle(innermost(a), a.shape[-1])
-    c = jnp.stack(reflected(reflectors, innermost(b)))
+    rows, _ = reflected(reflectors, innermost(b))
+    c = jnp.stack(rows)
     return outermost(materialized(u), a.shape[:-2]), outermost(materialized(c), a.shape[:-2])
 
 

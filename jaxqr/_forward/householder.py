@@ -30,7 +30,7 @@ def reflectors_of(a: Array) -> tuple[Array, Reflectors]:
 def triangle_and_product(a: Array, b: Array) -> tuple[Array, Array]:
     """U and the first n rows of Q^H B without Q, for a (..., m, n), m >= n, and b (..., m, p)."""
     u, q = reflectors_of(a)
-    return u, over_matrices(adjoint_times)(q, b)
+    return u, over_matrices(adjoint_times)(q, b)[..., : u.shape[-2], :]
 
 
 def real_diagonal(*factors: Array) -> tuple[Array, ...]:

@@ -23,6 +23,11 @@ def dependent_columns(r: Array) -> Array:
     return jnp.less_equal(diagonal, tolerance * norm(r, axis=-2))
 
 
+def marks(r: Array) -> Array:
+    """Of R (..., k, n): 1 for dependent columns, 0 for the others, (..., 1, k)."""
+    return dependent_columns(r)[..., None, :].astype(r.dtype)
+
+
 def first_dependent(r: Array) -> tuple[Array, Array, Array]:
     """Whether R (..., k, n) has a dependent column anywhere; the first matrix and column."""
     if r.size == 0:

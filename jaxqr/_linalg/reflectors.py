@@ -44,15 +44,16 @@ def times(q: Array | Reflectors, c: Array) -> Array:
 
 
 def adjoint_times(q: Array | Reflectors, b: Array) -> Array:
-    """The first k rows of Q^H B likewise, for b (m, n[, batch])."""
+    """The first k rows of Q^H B likewise, for b (m, n[, batch]); all m of reflectors."""
     if not isinstance(q, Reflectors):
         return project(q, b)
     v, taus = q
     if v.ndim == 2:
         y: Array = over_columns(_q_adjoint)(v, taus, b)
-        return y[: v.shape[1]]
+        return y
     columns = [(v[j + 1 :, j], taus[0, j]) for j in range(v.shape[1])]
-    return materialized(jnp.stack(reflected(columns, b)))
+    rows, rest = reflected(columns, b)
+    return materialized(jnp.concatenate([jnp.stack(rows), rest]))
 
 
 # Q X and Q^H X for one matrix, complete: (m, k), (1, k) and (m, n).
@@ -91,13 +92,13 @@ def _q_adjoint(v: Array, taus: Array, x: Array) -> Array:
     return _apply(v, taus, x, adjoint=True)[0]
 
 
-def reflected(reflectors: list[tuple[Array, Array]], x: Array) -> list[Array]:
-    """The rows of Q^H X, one for each (v, tau), v below its 1, for x (m, n, batch)."""
+def reflected(reflectors: list[tuple[Array, Array]], x: Array) -> tuple[list[Array], Array]:
+    """The rows of Q^H X, one for each (v, tau), v below its 1, and the rest; x (m, n, batch)."""
     rows = []
     for v, tau in reflectors:
         row, x = reflect(v, tau, x)
         rows.append(row)
-    return rows
+    return rows, x
 
 
 def reflect(v: Array, tau: Array, x: Array) -> tuple[Array, Array]:

@@ -251,6 +251,37 @@ def _turning(g: Array, u: Inverted, keep: Array) -> Array:
     return s + select(on_diagonal(c), lax.complex(jnp.zeros_like(c.real), c.imag), 0)
 
 
+# Q applied, not formed: its rows and columns beyond the k-th do not turn among themselves either.
+# dQ = Q Omega, and Omega = L - L^H, L (m, k) the lower triangle of Q^H dX U^-1.
+
+
+def turned(g: Array, r: Array, dependent: Array, c: Array) -> Array:
+    """Omega C (m, p) from G = Q^H dA (m, n), for the square Q and c (m, p)."""
+    k = dependent.shape[1]
+    u, keep = _without(r[:k, :k], dependent)
+    low = _lower(u.right(g[:, :k]) * keep)
+    back = matmul(adjoint(low), c)
+    return matmul(low, c[:k]) - jnp.pad(back, [(0, c.shape[0] - k), (0, 0)])
+
+
+def pullback_turned(r: Array, dependent: Array, c: Array, omega_c_bar: Array) -> Array:
+    """G-bar (m, n) from the cotangent of Omega C; A-bar = Q G-bar."""
+    k = dependent.shape[1]
+    u, keep = _without(r[:k, :k], dependent)
+    omega_bar = matmul(omega_c_bar, adjoint(c[:k])) - matmul(c, adjoint(omega_c_bar[:k]))
+    g_bar = u.adjoint_right(_lower(omega_bar) * keep)
+    return jnp.pad(g_bar, [(0, 0), (0, r.shape[1] - k)])
+
+
+def _lower(x: Array) -> Array:
+    """The strictly lower triangle of x (m, k), with half of the diagonal's imaginary part."""
+    low = jnp.tril(x, -1)
+    if not jnp.iscomplexobj(x):
+        return low
+    half = lax.complex(jnp.zeros_like(x.real), x.imag / 2)
+    return low + jnp.tril(jnp.triu(half))
+
+
 def pushforward_held_r(g: Array, r: Array, dependent: Array) -> Array:
     """dR from G = Q^H dA (k, n)."""
     u, keep = _without(r[:, : dependent.shape[1]], dependent)

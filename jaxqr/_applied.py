@@ -1,0 +1,68 @@
+"""Q by its reflectors, as a function with a derivative: what applies Q without forming it."""
+
+import dataclasses
+from typing import Any, cast
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxqr import _forward
+from jaxqr._autodiff import Arrays, MaybeArrays, differentiated
+from jaxqr._linalg.batching import over_leading_axes
+from jaxqr._linalg.dependence import marks
+from jaxqr._rules import partial_qr
+
+
+@dataclasses.dataclass(frozen=True)
+class Applied:
+    """Q C, or Q^H C, for the square Q that belongs to R; arguments are A, R and C.
+
+    A (..., m, n), R (..., k, n), C (..., m, p). Of R nothing but the phases of its diagonal counts:
+    its cotangent is zero.
+    """
+
+    adjoint: bool
+    method: str
+    forward_mode: bool
+    caller: str
+
+    def forward(self, a: Array, r: Array, c: Array) -> Arrays:
+        """(product,)."""
+        multiply = _forward.q_adjoint_times if self.adjoint else _forward.q_times
+        return (multiply(a, r, c, self.method),)
+
+    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
+        """A, R, and what Q has on its right: C, or the product."""
+        a, r, c = args
+        return (a, r, *(outputs if self.adjoint else (c,)))
+
+    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
+        """(dproduct,): d(Q C) = Q (dC + Omega C), d(Q^H C) = Q^H dC - Omega Q^H C."""
+        a, r, right = residuals
+        da, _, dc = tangents
+        turned = jnp.zeros_like(right)
+        if da is not None:
+            g = self._by_q(a, r, da, adjoint=True)
+            turned = over_leading_axes(partial_qr.turned)(g, r, marks(r), right)
+        if self.adjoint:
+            return ((0 if dc is None else self._by_q(a, r, dc, adjoint=True)) - turned,)
+        return (self._by_q(a, r, turned if dc is None else dc + turned, adjoint=False),)
+
+    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
+        """(a_bar, None, c_bar)."""
+        a, r, right = residuals
+        (bar,) = cotangents
+        assert bar is not None
+        c_bar = self._by_q(a, r, bar, adjoint=not self.adjoint)
+        right_bar = -bar if self.adjoint else c_bar
+        f = over_leading_axes(partial_qr.pullback_turned)(r, marks(r), right, right_bar)
+        return self._by_q(a, r, f, adjoint=False), None, c_bar
+
+    def _by_q(self, a: Array, r: Array, x: Array, *, adjoint: bool) -> Array:
+        return apply_q(a, r, x, dataclasses.replace(self, adjoint=adjoint))
+
+
+def apply_q(a: Array, r: Array, c: Array, rule: Applied) -> Array:
+    """Q C or Q^H C, as the rule has it; c (..., m, p)."""
+    (product,) = differentiated(rule, rule.forward_mode)(a, r, c)
+    return cast(Array, product)
