@@ -97,28 +97,29 @@ _COMPLEX = ("complex64", "complex128")
 
 # fmt: off
 LADDERS = (
-    Ladder("most_unrolled", (4, 8, 16), lambda n: (1000, int(n), int(n)), jaxqr.qr, _BATCHED),
+    # What compiles slowly comes late: it is what there may be no time for.
+    Ladder("least_batch", (512, 64, 16), lambda b: (int(b), 8, 4), jaxqr.qr, _BATCHED),
     Ladder("most_columns", (128, 512, 768), lambda n: (4 * int(n), int(n)), jaxqr.qr,
            _CHOLESKY),
     Ladder("least_depth", (3, 1.5, 1.25), lambda d: (int(160 * d), 160), jaxqr.qr, _CHOLESKY),
     Ladder("least_width", (2, 1.25, 1.125), lambda w: (200, int(200 * w)), jaxqr.qr,
            _always("least_width")),
-    Ladder("most_unrolled_in_rules", (4, 8, 12), lambda n: (1000, int(n), int(n)), _gradient,
-           _IN_RULES, _BATCHED),
-    Ladder("least_batch", (512, 64, 16), lambda b: (int(b), 8, 4), jaxqr.qr, _BATCHED),
-    Ladder("most_columns_of_r", (128, 512, 768), lambda n: (4 * int(n), int(n)), _r_alone,
-           _CHOLESKY),
     Ladder("least_size", (2**16, 2**14, 2**13), lambda s: (int(s) // 32, 32), jaxqr.qr,
            _CHOLESKY),
     Ladder("least_columns", (16, 8, 4), lambda n: (20000, int(n)), jaxqr.qr, _CHOLESKY),
-    Ladder("least_columns_of_r", (32, 16, 8), lambda n: (20000, int(n)), _r_alone, _CHOLESKY),
-    Ladder("most_elements", (192, 384, 512), lambda e: (1000, int(e) // 8, 8), jaxqr.qr,
-           _BATCHED),
+    Ladder("most_unrolled", (4, 8, 16), lambda n: (1000, int(n), int(n)), jaxqr.qr, _BATCHED),
     Ladder("most_rows", (24, 48, 64), lambda m: (1000, int(m), 4), jaxqr.qr, _BATCHED),
+    Ladder("most_columns_of_r", (128, 512, 768), lambda n: (4 * int(n), int(n)), _r_alone,
+           _CHOLESKY),
+    Ladder("least_columns_of_r", (32, 16, 8), lambda n: (20000, int(n)), _r_alone, _CHOLESKY),
     Ladder("most_columns_of_complex", (8, 16, 32), lambda n: (20000, int(n)), jaxqr.qr,
            _CHOLESKY, dtypes=_COMPLEX),
     Ladder("least_complex_product", (256, 64, 32), lambda n: (int(n), int(n)), _square,
            _always("least_complex_product"), dtypes=_COMPLEX),
+    Ladder("most_elements", (192, 384, 512), lambda e: (1000, int(e) // 8, 8), jaxqr.qr,
+           _BATCHED),
+    Ladder("most_unrolled_in_rules", (4, 8, 12), lambda n: (1000, int(n), int(n)), _gradient,
+           _IN_RULES, _BATCHED),
 )
 # fmt: on
 
