@@ -10,6 +10,7 @@ import jax
 
 import jaxqr
 from bench.contestants import cores
+from jaxqr._linalg import tuning
 
 PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "lineax", "torch", "tensorflow")
 
@@ -24,6 +25,7 @@ def machine() -> dict[str, str]:
         "cores": str(cores()),
         "system": f"{platform.system()} {platform.machine()}",
         "JAX device": f"{device.platform} ({device.device_kind})",
+        "crossovers": "shipped" if tuning.crossovers() == tuning.SHIPPED_TABLE else "tuned",
         **_lapack(),
         **{name: os.environ[name] for name in PINS if name in os.environ},
     }

@@ -28,6 +28,7 @@ from jaxqr._autodiff import (
     Wiring,
     constant,
     differentiated,
+    linear,
     saying_how,
     varying_alike,
 )
@@ -373,8 +374,11 @@ def _solved(
         # The shortest solution is the augmented system's r for the matrix A^H and g = b.
         root, d, q = constant(least_squares.factor, adjoint(a), ridge, None)
         system = System(a, ridge, None, root, d, q)
-        solution = constant(_solution, system, None, b / d)
-        x, y = derive(Solved(system, None, b / d, *solution), forward_mode)
+        if forward_mode:
+            x, y = linear_solution(system, None, b / d)
+        else:
+            solution = constant(_solution, system, None, b / d)
+            x, y = derive(Solved(system, None, b / d, *solution), forward_mode)
         r = jnp.zeros_like(b) if ridge is None else -ridge.astype(a.dtype) * (y / d)
         return r, x, system
     keep_q = forward_mode or rows <= columns
@@ -390,6 +394,9 @@ def _solved(
     else:
         root, d, q = constant(least_squares.factor, a, ridge, rcond)
         system = System(a, ridge, lax.stop_gradient(rcond), root, d, q if keep_q else None)
+        if forward_mode:
+            r, x = linear_solution(system, b, None)
+            return r, x / d, system
         solution = constant(_solution, system._replace(q=q), b, None)
     r, x = derive(Solved(system, b, None, *solution), forward_mode)
     return r, x / d, system
@@ -433,6 +440,31 @@ def derive(solved: Solved, forward_mode: bool) -> tuple[Array, Array]:
     leaves, structure = jax.tree.flatten(solved)
     function = differentiated(Solution(structure, forward_mode), forward_mode)
     r, x = function(*varying_alike(leaves))
+    return r, x
+
+
+def linear_solution(system: System, f: Array | None, g: Array | None) -> tuple[Array, Array]:
+    """(r, x) in forward mode: the tangent map at nothing, of f and g; so it is linear in them.
+
+    As such ``jax.linear_transpose`` takes it. Its derivative in A is that of the tangent map.
+    """
+    given = Solved(system, f, g, *jax.eval_shape(_solution, system, f, g))
+    at = given._replace(
+        **{
+            name: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), getattr(given, name))
+            for name in ("f", "g", "r", "x")
+        }
+    )
+    structure: Any = jax.tree.structure(at)
+    leaves = jax.tree.leaves(at)
+    constants = jax.tree.map(lambda _: None, at)
+    varying = varying_alike([*leaves, *(x for x in (f, g) if x is not None)])
+    tangents = iter(varying[len(leaves) :])
+    dots = constants._replace(
+        **{name: next(tangents) for name, x in (("f", f), ("g", g)) if x is not None}
+    )
+    rule = Solution(structure, True)
+    r, x = linear(rule, tuple(varying[: len(leaves)]), tuple(structure.flatten_up_to(dots)))
     return r, x
 
 

@@ -10,6 +10,8 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 
+os.environ["JAXQR_TUNING"] = "none"  # nothing that was measured on the machine at hand
+
 import jax
 
 jax.config.update("jax_enable_x64", True)

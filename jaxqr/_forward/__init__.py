@@ -5,15 +5,16 @@ from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jaxqr._forward import batched, cholesky, householder, wide
-from jaxqr._forward.crossovers import MOST_UNROLLED
 from jaxqr._linalg.batching import batch_aware, over_matrices, suits
+from jaxqr._linalg.crossovers import SHIPPED, Crossovers
 from jaxqr._linalg.reflectors import Reflectors, adjoint_times, times
+from jaxqr._linalg.tuning import by_platform
 
 # What ``method`` may be. "auto" takes only what has the orthogonality of Householder's, and on
-# platforms where nothing was measured, Householder's itself.
+# platforms where nothing was measured, Householder's itself. ("wide" is Householder's, too.)
 METHODS = ("auto", "householder", "batched", "cholesky")
 
 
@@ -23,15 +24,11 @@ def qr(a: Array, mode: str, method: str) -> tuple[Array, ...]:
         "householder": partial(householder.qr, mode=mode),
         "batched": partial(batched.qr, mode=mode),
         "cholesky": partial(cholesky.qr, mode=mode),
+        "wide": partial(wide.qr, mode=mode),
     }
 
     def choose(a: Array) -> Any:
-        best, safe = _best_on_cpu(a, mode), householder.qr
-        if best is safe:
-            return safe(a, mode)
-        return lax.platform_dependent(
-            a, cpu=partial(best, mode=mode), default=partial(safe, mode=mode)
-        )
+        return by_platform(lambda c: methods[_best(c, a, mode)], methods["householder"], a)
 
     methods["auto"] = choose
     chosen = methods[method if a.size else "householder"]  # which takes empty matrices
@@ -39,14 +36,15 @@ def qr(a: Array, mode: str, method: str) -> tuple[Array, ...]:
     return factors
 
 
-def _best_on_cpu(a: Array, mode: str) -> Callable[..., tuple[Array, ...]]:
-    if suits(a, most_columns=MOST_UNROLLED):
-        return batched.qr
-    if cholesky.suits(a, mode):
-        return cholesky.qr
-    if wide.suits(a):
-        return wide.qr
-    return householder.qr
+def _best(c: Crossovers, a: Array, mode: str) -> str:
+    """The method to be chosen by these crossovers."""
+    if suits(c, a, most_columns=c.most_unrolled):
+        return "batched"
+    if cholesky.suits(c, a, mode):
+        return "cholesky"
+    if wide.suits(c, a):
+        return "wide"
+    return "householder"
 
 
 def q_times(a: Array, r: Array, c: Array, method: str) -> Array:
@@ -90,8 +88,12 @@ def _by_reflectors(
         return by_batch(a, r, x)
     if method != "auto":
         return by_householder(a, r, x)
-    on_cpu = {batched.qr: by_batch, wide.qr: of_leading}.get(_best_on_cpu(a, "r"), by_householder)
-    out: Array = lax.platform_dependent(a, r, x, cpu=on_cpu, default=by_householder)
+
+    def best(c: Crossovers) -> Callable[..., Array]:
+        ways = {"batched": by_batch, "wide": of_leading}
+        return ways.get(_best(c, a, "r"), by_householder)
+
+    out: Array = by_platform(best, by_householder, a, r, x)
     return out
 
 
@@ -112,8 +114,8 @@ def refusal(shape: tuple[int, ...], mode: str, method: str, across: tuple[str, s
     ``across`` is how the caller names rows and columns.
     """
     rows, columns = across
-    if method == "batched" and min(shape[-2:]) > MOST_UNROLLED:
-        return f"at most {MOST_UNROLLED} rows or columns, which it unrolls"
+    if method == "batched" and min(shape[-2:]) > SHIPPED.most_unrolled:
+        return f"at most {SHIPPED.most_unrolled} rows or columns, which it unrolls"
     if method == "cholesky" and (shape[-2] < shape[-1] or mode == "complete"):
         return f'at least as many {rows} as {columns}, and no mode "complete"'
     return None

@@ -19,16 +19,10 @@ from jax import Array, lax
 from jax.numpy.linalg import norm
 
 from jaxqr._forward import householder
-from jaxqr._forward.crossovers import (
-    LEAST_COLUMNS,
-    LEAST_DEPTH,
-    LEAST_SIZE,
-    MOST_COLUMNS,
-    MOST_COLUMNS_OF_COMPLEX,
-)
 from jaxqr._linalg.algebra import adjoint, materialized, matmul, project
 from jaxqr._linalg.batching import over_leading_axes
 from jaxqr._linalg.blocked import LONE, Inverted, lower_of_product, lower_sum
+from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._linalg.scaling import magnitudes, unit
 
@@ -38,13 +32,19 @@ _MOST_DEPARTURE = 0.1
 _MOST_CONDITION = 8.0
 
 
-def suits(a: Array, mode: str) -> bool:
+def suits(c: Crossovers, a: Array, mode: str) -> bool:
     """Whether the matrices a (..., m, n) are deep and large enough to gain."""
-    if mode not in LEAST_COLUMNS:
+    columns = {
+        "reduced": (c.least_columns, c.most_columns),
+        "r": (c.least_columns_of_r, c.most_columns_of_r),
+    }
+    if mode not in columns:
         return False
     m, n = a.shape[-2:]
-    most = MOST_COLUMNS_OF_COMPLEX if jnp.iscomplexobj(a) else MOST_COLUMNS[mode]
-    return LEAST_COLUMNS[mode] <= n <= most and m >= LEAST_DEPTH * n and m * n >= LEAST_SIZE
+    least, most = columns[mode]
+    if jnp.iscomplexobj(a):
+        most = c.most_columns_of_complex
+    return m >= n and least <= n <= most and m >= c.least_depth * n and m * n >= c.least_size
 
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:

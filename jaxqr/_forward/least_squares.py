@@ -1,9 +1,10 @@
 """The factors that least squares needs (see :mod:`jaxqr._linalg.augmented`)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jaxqr import _forward
 from jaxqr._forward import batched, cholesky, householder, pivoting
@@ -11,8 +12,10 @@ from jaxqr._linalg import products
 from jaxqr._linalg.algebra import solve_left
 from jaxqr._linalg.augmented import Root
 from jaxqr._linalg.batching import batch_aware, over_columns, over_matrices, suits
+from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.reflectors import Reflectors, adjoint_times
 from jaxqr._linalg.scaling import magnitudes, unit
+from jaxqr._linalg.tuning import by_platform
 
 
 class Factors(NamedTuple):
@@ -104,21 +107,25 @@ Reduced = tuple[tuple[Array, Reflectors | None], Array]
 
 def _reduce(a: Array, b: Array) -> Reduced:
     """U, no reflectors, and the first n rows of Q^H b without Q."""
-    best = safe = householder.triangle_and_product
-    if suits(a, b):
-        best = batched.triangle_and_product
-    elif cholesky.suits(a, "r"):
-        best = cholesky.triangle_and_product
-    u, c = safe(a, b) if best is safe else lax.platform_dependent(a, b, cpu=best, default=safe)
+
+    def best(c: Crossovers) -> Callable[..., tuple[Array, Array]]:
+        if suits(c, a, b):
+            return batched.triangle_and_product
+        if cholesky.suits(c, a, "r"):
+            return cholesky.triangle_and_product
+        return householder.triangle_and_product
+
+    u, c = by_platform(best, householder.triangle_and_product, a, b)
     return (u, None), c
 
 
 def _reduce_square(a: Array, b: Array) -> Reduced:
     """U, the reflectors, and Q^H b."""
-    best = safe = householder.reflectors_of
-    if suits(a, b):
-        best = batched.reflectors_of
-    u, q = safe(a) if best is safe else lax.platform_dependent(a, cpu=best, default=safe)
+
+    def best(c: Crossovers) -> Callable[..., tuple[Array, Reflectors]]:
+        return batched.reflectors_of if suits(c, a, b) else householder.reflectors_of
+
+    u, q = by_platform(best, householder.reflectors_of, a)
     return (u, q), over_matrices(adjoint_times)(q, b)
 
 

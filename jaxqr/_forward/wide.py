@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxqr._forward import householder
-from jaxqr._forward.crossovers import LEAST_WIDTH
+from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.products import adjoint, matmul
 
 
-def suits(a: Array) -> bool:
+def suits(c: Crossovers, a: Array) -> bool:
     """Whether a (..., m, n) is wide enough to gain, and real: complex products are slow."""
     m, n = a.shape[-2:]
-    return n >= LEAST_WIDTH * m and not jnp.iscomplexobj(a)
+    return n > m and n >= c.least_width * m and not jnp.iscomplexobj(a)
 
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:

@@ -28,8 +28,8 @@ from jax import Array
 
 from jaxqr._linalg import products, reflectors
 from jaxqr._linalg.algebra import adjoint, matmul, project, solve_adjoint_left, solve_left
-from jaxqr._linalg.batching import over_columns, over_matrices, unless_any
-from jaxqr._linalg.scaling import is_extreme, magnitudes, unit
+from jaxqr._linalg.batching import over_columns, over_matrices
+from jaxqr._linalg.scaling import column_units, magnitudes, unit
 
 Root = tuple[Array, ...]
 
@@ -101,7 +101,8 @@ def solve_augmented_without_q(a: Array, d: Array, root: Root, g: Array) -> tuple
     return r, x
 
 
-# Products with A D^-1. Numbers of D^-1 x may be beyond the range of the type where A D^-1 x is not.
+# Products with A D^-1. Numbers of D^-1 x may be beyond the range of the type where A D^-1 x is not:
+# so narrow factors are brought near one first, and d near its middle. A itself is read as it is.
 
 
 def times(a: Array, d: Array, x: Array) -> Array:
@@ -112,54 +113,32 @@ def times(a: Array, d: Array, x: Array) -> Array:
 
 def adjoint_times(a: Array, d: Array, r: Array) -> Array:
     """D^-1 A^H R for a (..., m, n) and a narrow r (..., m, nrhs)."""
-    y: Array = over_matrices(_adjoint_times)(a, d, r)
+
+    def product(a: Array, d: Array, r: Array) -> Array:
+        size = column_units(r).astype(r.dtype)[None]
+        return project(a, r / size) / d * size
+
+    y: Array = over_matrices(product)(a, d, r)
     return y
 
 
 def product_over(left: Array, d: Array, right: Array, *, as_adjoint: bool) -> Array:
     """L R^H D^-1 for narrow left (..., m, p) and right (..., n, p), or the adjoint of that.
 
-    Columns of L are brought near one first, so that what is beyond the range is the product itself;
-    what L leaves out is left out whatever stands in R.
+    What L leaves out is left out whatever stands in R.
     """
     largest = jnp.max(magnitudes(left), axis=-2, keepdims=True)
     size = unit(largest).astype(left.dtype)
     x, y = left / size, right * jnp.where(largest == 0, 0, size) / d
-    product: Array = products.matmul(
-        *(y, products.adjoint(x)) if as_adjoint else (x, products.adjoint(y))
-    )
-    return product
+    pair = (y, products.adjoint(x)) if as_adjoint else (x, products.adjoint(y))
+    return products.matmul(*pair)
 
 
 def _times(a: Array, d: Array, x: Array) -> Array:
     """Of one matrix or, with the batch innermost, of many small ones."""
-
-    def usual(a: Array, d: Array, x: Array) -> Array:
-        return products.matmul(a, x / d)
-
-    def careful(a: Array, d: Array, x: Array) -> Array:
-        return products.matmul(a / d.mT, x)
-
-    if a.ndim > 2:
-        return matmul(a / jnp.swapaxes(d, 0, 1), x)
-    y: Array = over_columns(unless_any(_is_extreme, usual, careful))(a, d, x)
-    return y
-
-
-def _adjoint_times(a: Array, d: Array, r: Array) -> Array:
-    """Likewise."""
-
-    def usual(a: Array, d: Array, r: Array) -> Array:
-        return products.project(a, r) / d
-
-    def careful(a: Array, d: Array, r: Array) -> Array:
-        return products.project(a / d.mT, r)
-
-    if a.ndim > 2:
-        return project(a / jnp.swapaxes(d, 0, 1), r)
-    y: Array = over_columns(unless_any(_is_extreme, usual, careful))(a, d, r)
-    return y
-
-
-def _is_extreme(_: Array, d: Array, x: Array) -> Array:
-    return is_extreme(d.mT) | is_extreme(x)
+    size = column_units(x).astype(x.dtype)[None]
+    units = magnitudes(d)
+    ends = (jnp.max(units, axis=0, keepdims=True), jnp.min(units, axis=0, keepdims=True))
+    middle = unit(jnp.sqrt(ends[0]) * jnp.sqrt(ends[1])).astype(x.dtype)
+    y: Array = over_columns(matmul)(a, x / size / (d / middle))
+    return y / middle * size

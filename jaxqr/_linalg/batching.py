@@ -15,21 +15,26 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from jaxqr._linalg.crossovers import LEAST_BATCH, MOST_ELEMENTS, MOST_ROWS, MOST_UNROLLED_IN_RULES
+from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.exporting import unless_exported
+from jaxqr._linalg.tuning import by_platform
 
 # Before JAX 0.11, XLA gathered a sharded batch wherever a layout was asked for.
 _LAYOUT_IS_SHARDED = jax.__version_info__ >= (0, 11)
 
 
-def suits(*arrays: Any, most_columns: int = MOST_UNROLLED_IN_RULES) -> bool:
-    """Whether these arrays (..., rows, columns) are many small matrices, as far as is known."""
+def suits(c: Crossovers, *arrays: Any, most_columns: float | None = None) -> bool:
+    """Whether these arrays (..., rows, columns) are many small matrices, as far as is known.
+
+    The smaller of rows and columns is at most ``most_columns``, by default what derivatives have.
+    """
+    most = c.most_unrolled_in_rules if most_columns is None else most_columns
     return all(
         all(isinstance(d, int) for d in x.shape)  # not symbolic, as jax.export may have them
-        and math.prod(x.shape[:-2]) >= LEAST_BATCH
-        and max(x.shape[-2:]) <= MOST_ROWS
-        and math.prod(x.shape[-2:]) <= MOST_ELEMENTS
-        and 0 < min(x.shape[-2:]) <= most_columns
+        and math.prod(x.shape[:-2]) >= c.least_batch
+        and max(x.shape[-2:]) <= c.most_rows
+        and math.prod(x.shape[-2:]) <= c.most_elements
+        and 0 < min(x.shape[-2:]) <= most
         for x in jax.tree.leaves(arrays)
     )
 
@@ -172,9 +177,7 @@ def over_matrices(f: Callable[..., Any]) -> Callable[..., Any]:
         return jax.tree.map(lambda x: outermost(x, batch), out)
 
     def by_batch(*args: Any) -> Any:
-        if not suits(*args):
-            return one_by_one(*args)
-        return lax.platform_dependent(*args, cpu=together, default=one_by_one)
+        return by_platform(lambda c: together if suits(c, *args) else one_by_one, one_by_one, *args)
 
     return batch_aware(by_batch)
 

@@ -1,12 +1,14 @@
 """Products and triangular solves of matrices (..., rows, columns), in one precision."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.lax.linalg import triangular_solve
 
-from jaxqr._linalg.crossovers import LEAST_COMPLEX_PRODUCT
+from jaxqr._linalg.crossovers import Crossovers
+from jaxqr._linalg.tuning import by_platform
 
 _ROWS = 2048  # of a sum that is taken term by term
 
@@ -19,10 +21,15 @@ def adjoint(x: Array) -> Array:
 def matmul(x: Array, y: Array) -> Array:
     """X Y at full precision: GPUs and TPUs would round float32 to fewer bits by default."""
     product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-    if jnp.iscomplexobj(x) and min(*x.shape[-2:], y.shape[-1]) >= LEAST_COMPLEX_PRODUCT:
-        out: Array = lax.platform_dependent(x, y, cpu=_by_real_products, default=product)
-        return out
-    return product(x, y)
+    if not jnp.iscomplexobj(x):
+        return product(x, y)
+
+    def best(c: Crossovers) -> Callable[..., Array]:
+        least = min(*x.shape[-2:], y.shape[-1])
+        return _by_real_products if least >= c.least_complex_product else product
+
+    out: Array = by_platform(best, product, x, y)
+    return out
 
 
 def project(q: Array, x: Array) -> Array:

@@ -1,4 +1,7 @@
-"""Factor, differentiate, check and time real matrices: ``python -m jaxqr [FILE.mtx ...]``."""
+"""Factor, differentiate, check and time real matrices: ``python -m jaxqr [FILE.mtx ...]``.
+
+``python -m jaxqr tune`` measures where ``method="auto"`` should choose what.
+"""
 
 import argparse
 import dataclasses
@@ -16,7 +19,7 @@ import jax
 import numpy as np
 
 import jaxqr
-from jaxqr.cli import longley, reading, tables
+from jaxqr.cli import longley, reading, tables, tune
 from jaxqr.cli.measuring import Report, measure
 from jaxqr.cli.progress import Progress
 from jaxqr.cli.reading import MatrixMarketError
@@ -24,6 +27,9 @@ from jaxqr.cli.reading import MatrixMarketError
 _DESCRIPTION = """\
 Factor, differentiate, check and time the matrices in Matrix Market files.
 With no file: Longley's regression data (16 x 7), which are built in.
+
+python -m jaxqr tune measures on this machine where method="auto" should choose
+what; python -m jaxqr tune --help says more. (A file of that name is ./tune.)
 """
 
 _EPILOG = """\
@@ -85,6 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         does not fit in memory; 130 if interrupted. An interrupt ends the process where the work
         cannot be ended alone.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["tune"]:
+        return tune.main(argv[1:])
     arguments = _parser().parse_args(argv)
     try:
         return _run(_sources(arguments.files), arguments.dtype, arguments.json)
