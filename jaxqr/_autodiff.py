@@ -486,7 +486,7 @@ def _expanded(args: list[Arrays], *, rule: Any, wire: Wiring) -> list[Arrays]:
         out: list[Arrays] = jax.vmap(inner, in_axes=([rule.axes] * len(args),))(args)
         return out
     if not hasattr(rule, "taylor"):
-        raise NotImplementedError(f"{type(rule).__name__} {NO_TAYLOR}")
+        raise NotImplementedError(f"{rule.caller} {NO_TAYLOR}")
     series: list[Arrays] = rule.taylor(args, wire)
     return series
 
@@ -516,7 +516,7 @@ class _Known:
 def _along(rule: Any, residuals: list[Arrays]) -> tuple[Callable[..., Any], list[Arrays]]:
     """The series of the outputs as a function of that of the arguments, and these."""
     if not hasattr(rule, "recovered"):
-        raise NotImplementedError(f"{type(rule).__name__} {NO_TAYLOR}")
+        raise NotImplementedError(f"{rule.caller} {NO_TAYLOR}")
     args, known = rule.recovered(residuals)
 
     def wire(other: Any) -> Callable[..., Arrays]:

@@ -282,9 +282,11 @@ def test_what_has_no_series_is_refused():
     ):
         with pytest.raises(NotImplementedError, match="lstsq with rcond has no Taylor"):
             jet(f, (a,), (terms,))
-    with pytest.raises(NotImplementedError, match="Schur has no Taylor expansion"):
+    with pytest.raises(NotImplementedError, match="qr_multiply has no Taylor expansion"):
+        jet(lambda a: jaxqr.qr_multiply(a, a), (a,), (terms,))
+    with pytest.raises(NotImplementedError, match="schur has no Taylor expansion"):
         jet(lambda a: jaxqr.schur(a).s, (a,), (terms,))
-    with pytest.raises(NotImplementedError, match="QZ has no Taylor expansion"):
+    with pytest.raises(NotImplementedError, match="qz has no Taylor expansion"):
         jet(lambda a: jaxqr.qz(a, a.T).s, (a,), (terms,))
 
 
