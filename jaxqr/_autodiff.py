@@ -226,6 +226,11 @@ def watching_cotangents(watch: Callable[[Arrays, MaybeArrays], None]) -> Callabl
     return identity
 
 
+def linear(rule: Rule, residuals: Arrays, tangents: MaybeArrays) -> list[Array]:
+    """The rule's tangent map, as a function that ``jax.linear_transpose`` takes."""
+    return _bind(rule, residuals, tangents)
+
+
 # The primitive. Operands: the residuals, then the tangents that are not zero. Parameters: the
 # rule, and which tangents there are. It is linear in the tangents jointly.
 

@@ -21,7 +21,14 @@ from jaxqr._arguments import (
     require_rank,
     result_dtype,
 )
-from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, saying_how, varying_alike
+from jaxqr._autodiff import (
+    Arrays,
+    MaybeArrays,
+    differentiated,
+    linear,
+    saying_how,
+    varying_alike,
+)
 from jaxqr._forward import least_squares
 from jaxqr._linalg.augmented import rank, solve_augmented, solve_augmented_without_q
 from jaxqr._linalg.dependence import ROUNDING, dependent_columns, first_dependent
@@ -364,8 +371,11 @@ def _solved(
         # The shortest solution is the augmented system's r for the matrix A^H and g = b.
         root, d, q = least_squares.factor(adjoint(a_), ridge_, None)
         system = System(a, ridge, None, root, d, q)
-        solution = _solution(lax.stop_gradient(system), None, b_ / d)
-        x, y = derive(Solved(system, None, b / d, *solution), forward_mode)
+        if forward_mode:
+            x, y = linear_solution(system, None, b / d)
+        else:
+            solution = _solution(lax.stop_gradient(system), None, b_ / d)
+            x, y = derive(Solved(system, None, b / d, *solution), forward_mode)
         r = jnp.zeros_like(b) if ridge is None else -ridge.astype(a.dtype) * (y / d)
         return r, x, system
     keep_q = forward_mode or rows <= columns
@@ -381,6 +391,9 @@ def _solved(
     else:
         root, d, q = least_squares.factor(a_, ridge_, rcond_)
         system = System(a, ridge, rcond_, root, d, q if keep_q else None)
+        if forward_mode:
+            r, x = linear_solution(system, b, None)
+            return r, x / d, system
         solution = _solution(lax.stop_gradient(system._replace(q=q)), b_, None)
     r, x = derive(Solved(system, b, None, *solution), forward_mode)
     return r, x / d, system
@@ -424,6 +437,31 @@ def derive(solved: Solved, forward_mode: bool) -> tuple[Array, Array]:
     leaves, structure = jax.tree.flatten(solved)
     function = differentiated(Solution(structure, forward_mode), forward_mode)
     r, x = function(*varying_alike(leaves))
+    return r, x
+
+
+def linear_solution(system: System, f: Array | None, g: Array | None) -> tuple[Array, Array]:
+    """(r, x) in forward mode: the tangent map at nothing, of f and g; so it is linear in them.
+
+    As such ``jax.linear_transpose`` takes it. Its derivative in A is that of the tangent map.
+    """
+    given = Solved(system, f, g, *jax.eval_shape(_solution, system, f, g))
+    at = given._replace(
+        **{
+            name: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), getattr(given, name))
+            for name in ("f", "g", "r", "x")
+        }
+    )
+    structure: Any = jax.tree.structure(at)
+    leaves = jax.tree.leaves(at)
+    constants = jax.tree.map(lambda _: None, at)
+    varying = varying_alike([*leaves, *(x for x in (f, g) if x is not None)])
+    tangents = iter(varying[len(leaves) :])
+    dots = constants._replace(
+        **{name: next(tangents) for name, x in (("f", f), ("g", g)) if x is not None}
+    )
+    rule = Solution(structure, True)
+    r, x = linear(rule, tuple(varying[: len(leaves)]), tuple(structure.flatten_up_to(dots)))
     return r, x
 
 

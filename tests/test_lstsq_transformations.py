@@ -285,3 +285,15 @@ def test_cotangents_are_adjoint_to_tangents():
     x_bar = random_like(x, seed=4)
     bars = jax.vjp(solve, a, b)[1](x_bar)
     assert abs(inner(bars, dots) - inner(x_bar, dx)) <= 1e-12
+
+
+@KINDS
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4)], ids=str)
+def test_linear_in_b(shape, kind):
+    """In forward mode ``jax.linear_transpose`` takes it: what comes is b-bar."""
+    a, b = jnp.asarray(matrix(shape, "complex128")), jnp.asarray(gaussian(shape[:1], "complex128"))
+    x_bar = jnp.asarray(gaussian(shape[1:], "complex128"))
+    forward = functools.partial(jaxqr.lstsq, a, **OPTIONS[kind], forward_mode=True)
+    (transposed,) = jax.linear_transpose(forward, b)(x_bar)
+    (b_bar,) = jax.vjp(functools.partial(jaxqr.lstsq, a, **OPTIONS[kind]), b)[1](x_bar)
+    assert_close(transposed, b_bar, TOL)
