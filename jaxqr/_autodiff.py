@@ -9,6 +9,10 @@ The only file that knows JAX's machinery. There are two wirings of the same rule
   because a linear function with a given transpose has no public spelling under ``vmap``:
   ``jax.custom_derivatives.linear_call`` has no batching rule.
 
+In both, the function itself and its pullback are primitives: so ``jax.experimental.jet``, which
+enters the bodies of custom rules and does not look at these, finds a rule there instead of the
+steps of an algorithm, of which some would count as constant. A rule that has no series is refused.
+
 Rules follow the paper's convention dL = Re tr(G-bar^H dG). JAX's cotangents are the conjugates of
 those, so what comes in and what goes out is conjugated, here and nowhere else.
 """
@@ -22,13 +26,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
-from jax.extend.core import Primitive
+from jax.experimental import jet
+from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
 F = TypeVar("F", bound=Callable[..., Any])
 Arrays = tuple[Array, ...]
 # A tangent or cotangent that is None is zero.
 MaybeArrays = tuple[Array | None, ...]
+Wiring = Callable[[Any], Callable[..., Arrays]]
+
+NO_TAYLOR = "has no Taylor expansion: jax.experimental.jet does not go through it."
 
 
 class Rule(Protocol):
@@ -42,7 +50,13 @@ class Rule(Protocol):
 
 
 class Differentiable(Rule, Protocol):
-    """A function of arrays with its derivative. Compared and hashed by value."""
+    """A function of arrays with its derivative. Compared and hashed by value.
+
+    One that has Taylor coefficients has two more methods, of series, lists of what is an argument,
+    an output or a residual at each order: ``taylor(args, wire)``, the outputs, of which those of
+    integer type are at order 0 alone, where ``wire`` makes functions of other rules differentiable;
+    and ``recovered(residuals)``, the arguments, and the outputs at order 0 if they are known.
+    """
 
     @property
     def caller(self) -> str:
@@ -59,7 +73,21 @@ def _conj(xs: MaybeArrays) -> Any:
     return tuple(None if x is None else jnp.conj(x) for x in xs)
 
 
-def _jax_pullback(rule: Rule, residuals: Arrays, cotangents: MaybeArrays) -> Arrays:
+def _jax_pullback(rule: Rule, residuals: Arrays, cotangents: MaybeArrays) -> MaybeArrays:
+    """The cotangents of the arguments, through ``pullback_p``; None for what is constant."""
+    present = tuple(c is not None for c in cotangents)
+    operands = (*residuals, *(c for c in cotangents if c is not None))
+    pull = functools.partial(_pulled, rule=rule, present=present)
+    traced, shapes = jax.make_jaxpr(pull, return_shape=True)(*map(jax.typeof, operands))
+    moving = tuple(x is not None for x in shapes)
+    bars = iter(
+        pullback_p.bind(*operands, traced=traced, rule=rule, present=present, moving=moving)
+    )
+    return tuple(next(bars) if m else None for m in moving)
+
+
+def _pulled(*operands: Array, rule: Rule, present: tuple[bool, ...]) -> Arrays:
+    residuals, cotangents = _unpack(operands, present)
     # Cotangents wait for the residuals: XLA would bring those that it has into place before the
     # forward pass, and keep them in memory all along.
     _, cotangents = lax.optimization_barrier((residuals, cotangents))
@@ -89,28 +117,26 @@ def varying_alike(xs: Sequence[Array]) -> list[Array]:
 def reverse_mode(f: Differentiable) -> Callable[..., Arrays]:
     """F as a ``jax.custom_vjp``. Residuals are functions of inputs and outputs alone.
 
-    The forward pass of the rule calls the wrapped function itself, not ``f.forward``: so the
-    outputs among the residuals carry a derivative of their own, and higher orders come by
-    themselves.
+    The outputs among the residuals carry a derivative of their own, which is this one: so higher
+    orders come by themselves.
     """
-
-    @jax.custom_vjp
-    def wrapped(*args: Array) -> Arrays:
-        return f.forward(*args)
+    function = differentiated(f, forward=False)
 
     def fwd(*primals: Any) -> tuple[Arrays, Arrays]:
         args = tuple(p.value for p in primals)
-        outputs = in_reverse_alone(*args)
+        outputs = function(*args)
         return outputs, f.residuals(args, outputs)
 
-    def bwd(residuals: Arrays, cotangents: tuple[Any, ...]) -> Arrays:
+    def bwd(residuals: Arrays, cotangents: tuple[Any, ...]) -> MaybeArrays:
         given = tuple(None if isinstance(c, SymbolicZero) else c for c in cotangents)
         return _jax_pullback(f, residuals, given)
 
+    wrapped = jax.custom_vjp(function)
     wrapped.defvjp(fwd, bwd, symbolic_zeros=True)
 
     def in_reverse_alone(*args: Array) -> Arrays:
-        return wrapped(*_tangents_refused(f.caller)(*args))
+        outputs: Arrays = wrapped(*_tangents_refused(f.caller)(*args))
+        return outputs
 
     return in_reverse_alone
 
@@ -118,13 +144,10 @@ def reverse_mode(f: Differentiable) -> Callable[..., Arrays]:
 @functools.cache
 def forward_mode(f: Differentiable) -> Callable[..., Arrays]:
     """F as a ``jax.custom_jvp`` through the linear primitive ``pushforward_p``."""
-
-    @jax.custom_jvp
-    def wrapped(*args: Array) -> Arrays:
-        return f.forward(*args)
+    function = differentiated(f, forward=True)
 
     def jvp(primals: Arrays, tangents: tuple[Any, ...]) -> tuple[Arrays, tuple[Any, ...]]:
-        outputs = wrapped(*primals)
+        outputs = function(*primals)
         given = tuple(None if isinstance(t, SymbolicZero) else t for t in tangents)
         dots = iter(_bind(f, f.residuals(primals, outputs), given))
         return outputs, tuple(
@@ -132,13 +155,14 @@ def forward_mode(f: Differentiable) -> Callable[..., Arrays]:
             for out in outputs
         )
 
+    wrapped = jax.custom_jvp(function)
     wrapped.defjvp(jvp, symbolic_zeros=True)
     return wrapped
 
 
 def differentiated(f: Any, forward: bool) -> Callable[..., Any]:
     """F in one of the two wirings."""
-    return (forward_mode if forward else reverse_mode)(f)
+    return functools.partial(_function, rule=f, forward=forward)
 
 
 # Forward mode meets a custom_vjp with a sentence of JAX's that names neither the function nor the
@@ -301,8 +325,12 @@ def _transpose(
 class _Batched:
     """A rule under vmap: tangents and cotangents have a new leading axis."""
 
-    rule: Rule
-    axes: tuple[int | None, ...]  # of the residuals
+    rule: Any
+    axes: tuple[int | None, ...]  # of the residuals, or of the arguments
+
+    def forward(self, *args: Array) -> Arrays:
+        out: Arrays = jax.vmap(self.rule.forward, in_axes=self.axes)(*args)
+        return out
 
     def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
         mapped = jax.vmap(self.rule.pushforward, in_axes=(self.axes, 0))
@@ -336,3 +364,227 @@ mlir.register_lowering(pushforward_p, mlir.lower_fun(_pushforward, multiple_resu
 ad.primitive_jvps[pushforward_p] = _jvp
 ad.primitive_transposes[pushforward_p] = _transpose
 batching.primitive_batchers[pushforward_p] = _batch
+
+
+# The function and its pullback as primitives. Operands of the function are its arguments; of the
+# pullback, the residuals, then the cotangents that are not zero. Parameters: the rule; what it
+# comes to, traced; the wiring of the function; which cotangents of the pullback are there.
+
+function_p = Primitive("jaxqr_function")
+pullback_p = Primitive("jaxqr_pullback")
+constant_p = Primitive("jaxqr_constant")
+
+
+def _function(*args: Array, rule: Any, forward: bool) -> Arrays:
+    traced = jax.make_jaxpr(rule.forward)(*map(jax.typeof, args))
+    return tuple(function_p.bind(*args, traced=traced, rule=rule, forward=forward))
+
+
+def constant(f: Callable[..., Any], *args: Any) -> Any:
+    """F of trees of arrays that count as constant; neither derivatives nor series look inside."""
+    leaves, structure = jax.tree.flatten(lax.stop_gradient(args))
+
+    def of_leaves(*leaves: Array) -> Any:
+        return f(*jax.tree.unflatten(structure, leaves))
+
+    trace = jax.make_jaxpr(of_leaves, return_shape=True)
+    traced, shapes = trace(*map(jax.typeof, leaves))
+    return jax.tree.unflatten(jax.tree.structure(shapes), constant_p.bind(*leaves, traced=traced))
+
+
+def _wired(rule: Any, forward: bool) -> Callable[..., Arrays]:
+    """The rule as a function of JAX's custom derivatives."""
+    if isinstance(rule, _Batched):
+        mapped: Callable[..., Arrays] = jax.vmap(_wired(rule.rule, forward), in_axes=rule.axes)
+        return mapped
+    return (forward_mode if forward else reverse_mode)(rule)
+
+
+def _jvp_of_function(primals: Any, tangents: Any, *, rule: Any, forward: bool, traced: Any) -> Any:
+    return _jvp_of_moving(_wired(rule, forward), primals, tangents)
+
+
+def _jvp_of_pullback(primals: Any, tangents: Any, **params: Any) -> Any:
+    return _jvp_of_moving(functools.partial(_traced, **params), primals, tangents)
+
+
+def _jvp_of_moving(f: Callable[..., Any], primals: Any, tangents: Any) -> Any:
+    """The outputs of F and their tangents, by ``jax.jvp``, where some tangents are zero."""
+    moving = [i for i, dot in enumerate(tangents) if not isinstance(dot, ad.Zero)]
+
+    def of_moving(*values: Array) -> Any:
+        at = list(primals)
+        for i, value in zip(moving, values, strict=True):
+            at[i] = value
+        return f(*at)
+
+    out, dots = jax.jvp(of_moving, [primals[i] for i in moving], [tangents[i] for i in moving])
+    zeros = [ad.Zero(jax.typeof(dot)) if dot.dtype == jax.dtypes.float0 else dot for dot in dots]
+    return list(out), zeros
+
+
+def _traced(*operands: Array, traced: Any, **_: Any) -> list[Array]:
+    return list(jaxpr_as_fun(traced)(*operands))
+
+
+def _batch_function(args: Any, dims: Any, *, rule: Any, forward: bool, traced: Any) -> Any:
+    out = _function(*args, rule=_Batched(rule, tuple(dims)), forward=forward)
+    return out, (0,) * len(out)
+
+
+def _batch_constant(operands: Any, dims: Any, *, traced: Any) -> Any:
+    out = constant(jax.vmap(jaxpr_as_fun(traced), in_axes=tuple(dims)), *operands)
+    return out, (0,) * len(out)
+
+
+def _batch_pullback(
+    operands: Any, dims: Any, *, rule: Any, present: tuple[bool, ...], **_: Any
+) -> Any:
+    residuals, cotangents = _unpack(operands, present)
+    axes: Any
+    axes, cotangent_dims = _unpack(dims, present)
+    size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
+    fronted = tuple(
+        None if c is None else batching.bdim_at_front(c, d, size)
+        for c, d in zip(cotangents, cotangent_dims, strict=True)
+    )
+    out = [x for x in _jax_pullback(_Batched(rule, axes), residuals, fronted) if x is not None]
+    return out, [0] * len(out)
+
+
+def _transpose_pullback(
+    cotangents: Any, *operands: Any, present: tuple[bool, ...], **params: Any
+) -> list[Array | None]:
+    count = len(operands) - sum(present)
+    residuals, bars = operands[:count], operands[count:]
+    transposed = jax.linear_transpose(
+        lambda *bars: _traced(*residuals, *bars, **params), *(bar.aval for bar in bars)
+    )
+    return [None] * count + list(transposed([ad.instantiate_zeros(c) for c in cotangents]))
+
+
+for _primitive in (function_p, pullback_p, constant_p):
+    _primitive.multiple_results = True
+    _primitive.def_impl(_traced)
+    _primitive.def_abstract_eval(lambda *_, traced, **__: traced.out_avals)
+    mlir.register_lowering(_primitive, mlir.lower_fun(_traced, multiple_results=True))
+ad.primitive_jvps[function_p] = _jvp_of_function
+ad.primitive_jvps[pullback_p] = _jvp_of_pullback
+ad.primitive_transposes[pullback_p] = _transpose_pullback
+batching.primitive_batchers[function_p] = _batch_function
+batching.primitive_batchers[pullback_p] = _batch_pullback
+batching.primitive_batchers[constant_p] = _batch_constant
+
+
+# Taylor coefficients. A series is a list of tuples of arrays, one of each order.
+
+
+def _expanded(args: list[Arrays], *, rule: Any, wire: Wiring) -> list[Arrays]:
+    """The series of the outputs from that of the arguments."""
+    if isinstance(rule, _Batched):
+        inner = functools.partial(_expanded, rule=rule.rule, wire=wire)
+        out: list[Arrays] = jax.vmap(inner, in_axes=([rule.axes] * len(args),))(args)
+        return out
+    if not hasattr(rule, "taylor"):
+        raise NotImplementedError(f"{type(rule).__name__} {NO_TAYLOR}")
+    series: list[Arrays] = rule.taylor(args, wire)
+    return series
+
+
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """A function whose last arguments are its outputs, known, and constant."""
+
+    rule: Any
+    count: int
+
+    def forward(self, *args: Array) -> Arrays:
+        return args[-self.count :]
+
+    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
+        out: Arrays = self.rule.residuals(args[: -self.count], outputs)
+        return out
+
+    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
+        out: Arrays = self.rule.pushforward(residuals, tangents[: -self.count])
+        return out
+
+    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
+        return *self.rule.pullback(residuals, cotangents), *(None,) * self.count
+
+
+def _along(rule: Any, residuals: list[Arrays]) -> tuple[Callable[..., Any], list[Arrays]]:
+    """The series of the outputs as a function of that of the arguments, and these."""
+    if not hasattr(rule, "recovered"):
+        raise NotImplementedError(f"{type(rule).__name__} {NO_TAYLOR}")
+    args, known = rule.recovered(residuals)
+
+    def wire(other: Any) -> Callable[..., Arrays]:
+        if known is None or other != rule:
+            return differentiated(other, forward=True)
+        return lambda *args: differentiated(_Known(rule, len(known)), True)(*args, *known)
+
+    def outputs(args: list[Arrays]) -> list[Arrays]:
+        series = rule.taylor(args, wire)
+        return [tuple(x for x in term if _is_inexact(x)) for term in series]
+
+    return outputs, args
+
+
+def _or_zero(xs: MaybeArrays, like: Arrays) -> Arrays:
+    pairs = zip(xs, like, strict=False)  # what is of integer type comes last, and is left out
+    return tuple(jnp.zeros_like(y) if x is None else x for x, y in pairs)
+
+
+def _pulled_series(
+    operands: list[Arrays], *, rule: Any, present: tuple[bool, ...], moving: tuple[bool, ...]
+) -> list[Arrays]:
+    """The series of the pullback.
+
+    Of F along a(t), the coefficient F_{K-i} depends on a_{K-d} as F_{d-i} does on a_0. So the
+    pullback of (F_0, ..., F_K) to (a_0, ..., a_K) is, both in reverse, the series of the pullback.
+    """
+    if isinstance(rule, _Batched):
+        axes = (*rule.axes, *(0,) * sum(present))
+        inner = functools.partial(_pulled_series, rule=rule.rule, present=present, moving=moving)
+        out: list[Arrays] = jax.vmap(inner, in_axes=([axes] * len(operands),))(operands)
+        return out
+    residuals, bars = zip(*(_unpack(term, present) for term in operands), strict=True)
+    outputs, args = _along(rule, list(residuals))
+    series, pull = jax.vjp(outputs, args)
+    (pulled,) = pull([_or_zero(*pair) for pair in zip(bars[::-1], series, strict=True)])
+    return [tuple(x for x, m in zip(term, moving, strict=True) if m) for term in pulled[::-1]]
+
+
+def _pushed_series(operands: list[Arrays], *, rule: Any, present: tuple[bool, ...]) -> list[Arrays]:
+    """The series of the pushforward: the tangent of the series of the outputs."""
+    if isinstance(rule, _Batched):
+        axes = (*rule.axes, *(0,) * sum(present))
+        inner = functools.partial(_pushed_series, rule=rule.rule, present=present)
+        out: list[Arrays] = jax.vmap(inner, in_axes=([axes] * len(operands),))(operands)
+        return out
+    residuals, dots = zip(*(_unpack(term, present) for term in operands), strict=True)
+    outputs, args = _along(rule, list(residuals))
+    tangents = [_or_zero(*pair) for pair in zip(dots, args, strict=True)]
+    pushed: list[Arrays] = jax.jvp(outputs, (args,), (tangents,))[1]
+    return pushed
+
+
+def _jet_rule(series_of: Callable[..., list[Arrays]]) -> Callable[..., Any]:
+    def of_operands(
+        primals: Any, terms: Any, *, traced: Any = None, forward: bool = False, **params: Any
+    ) -> Any:
+        operands = [tuple(primals), *zip(*terms, strict=True)]
+        outputs, *rest = series_of(operands, **params)
+        series = [list(x) for x in zip(*rest, strict=True)]
+        constant = [jet.zero_series] * (len(outputs) - len(series))
+        return list(outputs), [*series, *constant]
+
+    return of_operands
+
+
+jet.jet_rules[function_p] = _jet_rule(
+    functools.partial(_expanded, wire=functools.partial(differentiated, forward=True))
+)
+jet.jet_rules[pullback_p] = _jet_rule(_pulled_series)
+jet.jet_rules[pushforward_p] = _jet_rule(_pushed_series)

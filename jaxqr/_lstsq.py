@@ -22,8 +22,11 @@ from jaxqr._arguments import (
     result_dtype,
 )
 from jaxqr._autodiff import (
+    NO_TAYLOR,
     Arrays,
     MaybeArrays,
+    Wiring,
+    constant,
     differentiated,
     linear,
     saying_how,
@@ -365,23 +368,23 @@ def _solved(
 
     Which factorization, and which parts of it the derivatives are to keep.
     """
-    a_, b_, ridge_, rcond_ = lax.stop_gradient((a, b, ridge, rcond))
+    a_, b_ = lax.stop_gradient((a, b))
     rows, columns = a.shape[-2:]
     if rcond is None and rows < columns:
         # The shortest solution is the augmented system's r for the matrix A^H and g = b.
-        root, d, q = least_squares.factor(adjoint(a_), ridge_, None)
+        root, d, q = constant(least_squares.factor, adjoint(a), ridge, None)
         system = System(a, ridge, None, root, d, q)
         if forward_mode:
             x, y = linear_solution(system, None, b / d)
         else:
-            solution = _solution(lax.stop_gradient(system), None, b_ / d)
+            solution = constant(_solution, system, None, b / d)
             x, y = derive(Solved(system, None, b / d, *solution), forward_mode)
         r = jnp.zeros_like(b) if ridge is None else -ridge.astype(a.dtype) * (y / d)
         return r, x, system
     keep_q = forward_mode or rows <= columns
     if rcond is None and not forward_mode and b.shape[-1] <= columns:
         size = unit(jnp.max(magnitudes(b_), axis=-2, keepdims=True)).astype(b.dtype)
-        factors = least_squares.factor_and_solve_without_q(a_, b_ / size, ridge_)
+        factors = constant(least_squares.factor_and_solve_without_q, a, b / size, ridge)
         root, d, reflectors, x = factors
         x = x * size
         system = System(a, ridge, None, root, d, reflectors)
@@ -389,12 +392,12 @@ def _solved(
         spanned = rules.spans(lax.stop_gradient(system))
         solution = (r if spanned is None else jnp.where(spanned, 0, r)), x * d
     else:
-        root, d, q = least_squares.factor(a_, ridge_, rcond_)
-        system = System(a, ridge, rcond_, root, d, q if keep_q else None)
+        root, d, q = constant(least_squares.factor, a, ridge, rcond)
+        system = System(a, ridge, lax.stop_gradient(rcond), root, d, q if keep_q else None)
         if forward_mode:
             r, x = linear_solution(system, b, None)
             return r, x / d, system
-        solution = _solution(lax.stop_gradient(system._replace(q=q)), b_, None)
+        solution = constant(_solution, system._replace(q=q), b, None)
     r, x = derive(Solved(system, b, None, *solution), forward_mode)
     return r, x / d, system
 
@@ -469,7 +472,7 @@ def operators(forward_mode: bool) -> Operators:
     """M^+ and N in one of the two wirings."""
 
     def solve(system: System, f: Array | None, g: Array | None) -> tuple[Array, Array]:
-        solution = _solution(*lax.stop_gradient((system, f, g)))
+        solution = constant(_solution, system, f, g)
         return derive(Solved(system, f, g, *solution), forward_mode)
 
     def null_part(system: System, t: Array) -> Array:
@@ -523,6 +526,21 @@ class Solution:
         """(dr, dx)."""
         solved, dots = self.structure.unflatten(residuals), self.structure.unflatten(tangents)
         return rules.pushforward(operators(self.forward_mode), solved, dots)
+
+    def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
+        """The series of (r, x)."""
+        solved = self.structure.unflatten(args[0])
+        if solved.system.rcond is not None:
+            raise NotImplementedError(f"lstsq with rcond {NO_TAYLOR}")
+        r, x = wire(self)(*args[0])
+        terms = self.structure.unflatten([jnp.stack(leaf) for leaf in zip(*args, strict=True)])
+        rs, xs = rules.taylor(operators(True), solved._replace(r=r, x=x), terms)
+        return list(zip(rs, xs, strict=True))
+
+    def recovered(self, residuals: list[Arrays]) -> tuple[list[Arrays], Arrays | None]:
+        """The series of the arguments, and (r, x)."""
+        solved = self.structure.unflatten(residuals[0])
+        return residuals, (solved.r, solved.x)
 
 
 @dataclasses.dataclass(frozen=True)

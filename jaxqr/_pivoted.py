@@ -23,13 +23,13 @@ from jaxqr._arguments import (
     require_rank,
     result_dtype,
 )
-from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, saying_how
+from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, differentiated, saying_how
 from jaxqr._forward import pivoting
 from jaxqr._forward.pivoting import take_columns
-from jaxqr._linalg.batching import over_matrices, unless_any
+from jaxqr._linalg.batching import over_leading_axes, over_matrices, unless_any
 from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._linalg.scaling import is_extreme
-from jaxqr._rules import partial_qr
+from jaxqr._rules import partial_qr, taylor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,28 @@ class PivotedQR:
             b_bar = over_matrices(partial_qr.pullback)(q, r, self._beyond(kept, p), *cotangents[:2])
         return (take_columns(b_bar, jnp.argsort(p, axis=-1)),)
 
+    def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
+        """The series of (q, r), or (r,), for the pivots p of the first term, which comes last."""
+        mode = "reduced" if self.mode == "r" else self.mode
+        q0, r0, p = wire(dataclasses.replace(self, mode=mode))(*args[0])
+        b = taylor.stacked([take_columns(a, p) for a, *_ in args])
+        expand = over_leading_axes(functools.partial(taylor.qr, k=self.k))
+        qs, rs = map(taylor.unstacked, expand(q0, r0, b))
+        terms = list(zip(rs, strict=True) if self.mode == "r" else zip(qs, rs, strict=True))
+        return [(*terms[0], p), *terms[1:]]
+
+    def recovered(self, residuals: list[Arrays]) -> tuple[list[Arrays], Arrays | None]:
+        """The series of (a,), and the outputs, where Q is among them."""
+        if self.mode == "r":
+            return [(a,) for _, _, a in residuals], None
+        outputs = residuals[0][:3]
+        if len(residuals[0]) > 3:
+            return [(a,) for *_, a in residuals], outputs
+        qs, rs, (p, *_) = map(list, zip(*residuals, strict=True))
+        b = taylor.product(taylor.stacked(qs), taylor.stacked(rs))
+        back = jnp.argsort(p, axis=-1)
+        return [(take_columns(x, back),) for x in taylor.unstacked(b)], outputs
+
     def _beyond(self, kept: list[Array], p: Array) -> Array | None:
         """The columns of B = A[:, p] beyond the k-th, where they are more than Q V."""
         return take_columns(kept[0], p[..., self.k :]) if kept else None
@@ -97,16 +119,23 @@ class RandomlyPivotedQR(PivotedQR):
     """Likewise; a second argument, the noise in the choice of pivots, is constant."""
 
     def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
-        """As without noise."""
-        return super().residuals(args[:1], outputs)
+        """As without noise, and the noise."""
+        a, noise = args
+        return (*super().residuals((a,), outputs), noise)
 
     def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
         """As without noise."""
-        return super().pushforward(residuals, tangents[:1])
+        return super().pushforward(residuals[:-1], tangents[:1])
 
     def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
         """(a_bar, None)."""
-        return *super().pullback(residuals, cotangents), None
+        return *super().pullback(residuals[:-1], cotangents), None
+
+    def recovered(self, residuals: list[Arrays]) -> tuple[list[Arrays], Arrays | None]:
+        """The series of (a, noise), and the outputs, where Q is among them."""
+        args, outputs = super().recovered([term[:-1] for term in residuals])
+        noises = [term[-1] for term in residuals]
+        return [(a, noise) for (a,), noise in zip(args, noises, strict=True)], outputs
 
 
 def _is_extreme(x: Array, r: Array, *_: Any) -> Array:
@@ -220,7 +249,7 @@ def pivoted_qr(
     k = min(a.shape[-2:]) if rank is None else _rank(rank, mode, a)
     *q, r, p = _factors(
         a,
-        _check_temperature(temperature, key),
+        _noise(a, k, temperature, key),
         mode=mode,
         k=k,
         forward_mode=forward_mode,
@@ -261,8 +290,8 @@ def _rank(given: Any, mode: str, a: Array) -> int:
     return rank
 
 
-def _check_temperature(temperature: Any, key: Any) -> tuple[Array, Array] | None:
-    """(temperature, key), or None for pivots that are not random."""
+def _noise(a: Array, k: int, temperature: Any, key: Any) -> Array | None:
+    """The noise in the choice of pivots, (..., k, n), constant; None if they are not random."""
     if temperature is None and key is None:
         return None
     if temperature is None or key is None:
@@ -274,13 +303,15 @@ def _check_temperature(temperature: Any, key: Any) -> tuple[Array, Array] | None
     heat = level("pivoted_qr", "temperature", temperature)
     if heat.ndim:
         raise ValueError(f"pivoted_qr expects temperature to be a scalar. Got shape {heat.shape}.")
-    return heat, key
+    real = jnp.finfo(compute_dtype(a.dtype)).dtype
+    gumbel = jax.random.gumbel(key, (*a.shape[:-2], k, a.shape[-1]), real)
+    return lax.stop_gradient(heat.astype(real) * gumbel)
 
 
 @functools.partial(jax.jit, static_argnames=("mode", "k", "forward_mode", "positive_diagonal"))
 def _factors(
     a: Array,
-    random: tuple[Array, Array] | None,
+    noise: Array | None,
     *,
     mode: str,
     k: int,
@@ -288,14 +319,10 @@ def _factors(
     positive_diagonal: bool,
 ) -> Arrays:
     scalar = compute_dtype(a.dtype)
-    if random is None:
+    if noise is None:
         rule = PivotedQR(mode, k, positive_diagonal)
         *factors, p = differentiated(rule, forward_mode)(a.astype(scalar))
     else:
-        temperature, key = random
-        real = jnp.finfo(scalar).dtype
-        noise = jax.random.gumbel(key, (*a.shape[:-2], k, a.shape[-1]), real)
-        noise = lax.stop_gradient(temperature.astype(real) * noise)
         rule = RandomlyPivotedQR(mode, k, positive_diagonal)
         *factors, p = differentiated(rule, forward_mode)(a.astype(scalar), noise)
     dtype = result_dtype(a.dtype)

@@ -31,13 +31,13 @@ from jaxqr._arguments import (
     require_rank,
     result_dtype,
 )
-from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, saying_how
+from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, differentiated, saying_how
 from jaxqr._forward import METHODS
 from jaxqr._linalg.batching import over_leading_axes, over_matrices, unless_any
 from jaxqr._linalg.dependence import dependent_columns, marks
 from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._linalg.scaling import is_extreme
-from jaxqr._rules import partial_qr
+from jaxqr._rules import partial_qr, taylor
 
 # The mode in which the triangular factor comes alone.
 Alone = TypeVar("Alone", Literal["r"], Literal["l"], contravariant=True)
@@ -157,6 +157,24 @@ class QR:
         if self.dependent == "hold":
             pull = _where_dependent(pull, functools.partial(_pull_held, both))
         return (self.mirror.q(pull(q, r, *bars)),)
+
+    def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
+        """The series of (q, r), or of (r,): of the factors in reduced mode."""
+        mode = "reduced" if self.mode == "r" else self.mode
+        q0, r0 = wire(dataclasses.replace(self, mode=mode))(*args[0])
+        a = self.mirror.of(taylor.stacked([a for (a,) in args]))
+        expand = over_leading_axes(functools.partial(taylor.qr, k=min(a.shape[-2:])))
+        series = expand(self.mirror.of(q0), self.mirror.r(r0), a)
+        terms = zip(*map(taylor.unstacked, series), strict=True)
+        return [self._out((r,) if self.mode == "r" else (q, r)) for q, r in terms]
+
+    def recovered(self, residuals: list[Arrays]) -> tuple[list[Arrays], Arrays | None]:
+        """The series of (a,), and the factors, where Q is among them."""
+        first, rs = map(list, zip(*residuals, strict=True))
+        if self.mode == "r":
+            return [(self.mirror.q(a),) for a in first], None
+        a = taylor.product(taylor.stacked(first), taylor.stacked(rs))
+        return [(self.mirror.q(x),) for x in taylor.unstacked(a)], self._out(residuals[0])
 
     # R alone, of what the mirror shows. Where columns depend on others, Q is applied by reflectors.
 

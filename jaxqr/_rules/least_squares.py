@@ -40,10 +40,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxqr._linalg.augmented import adjoint_times, product_over, rank, times
 from jaxqr._linalg.products import adjoint
+from jaxqr._rules.taylor import from_first, reversed_from
 
 
 class System(NamedTuple):
@@ -146,6 +147,43 @@ def pushforward(apply: Operators, solved: Solved, tangents: Solved) -> tuple[Arr
                 dg = dg + apply.solve(system, fitted, None)[1]
     dr, dx = apply.solve(system, df, dg)
     return dr, dx if turned is None else dx + turned
+
+
+def taylor(apply: Operators, solved: Solved, terms: Solved) -> tuple[Array, Array]:
+    """The series of r and x, stacked, from that of a solved system of full rank.
+
+    Of ``solved``, the first term, the solution is read, of the stacked terms A, ridge, f and g:
+    M_0 (r_d, x_d) is (f_d, g_d) - sum_{0<i<=d} M_i (r_{d-i}, x_{d-i}), so that each order takes a
+    solve with M_0.
+    """
+    system, unit = solved.system, solved.system.d
+    dot, f, g, _, _ = terms
+    a = matrix(system, dot.a)
+    orders, n = a.shape[0], a.shape[-1]
+    wide, tall = (_joined(a[1:], axis) for axis in (-1, -2))
+    units = jnp.broadcast_to(unit, (*solved.x.shape[:-2], n, 1))
+    units = jnp.concatenate([units] * (orders - 1), axis=-2) if orders > 1 else units
+
+    def step(d: Array, solution: tuple[Array, Array]) -> tuple[Array, Array]:
+        rs, xs = solution
+        r, x = (reversed_from(known, d - 1)[:-1] for known in solution)
+        right = None if f is None else f[d], None if g is None else g[d]
+        f_d = _sum(right[0], -times(wide, units, _joined(x, -2)))
+        g_d = _sum(right[1], -adjoint_times(tall, unit, _joined(r, -2)))
+        if dot.ridge is not None:
+            shifted = jnp.sum(dot.ridge[1:].astype(x.dtype) * x, axis=0)
+            g_d = g_d + shifted / unit / unit
+        r_d, x_d = apply.solve(system, f_d, g_d)
+        return rs.at[d].set(r_d), xs.at[d].set(x_d)
+
+    start = from_first(solved.r, orders), from_first(solved.x, orders)
+    rs, xs = lax.fori_loop(1, orders, step, start)
+    return rs, xs
+
+
+def _joined(terms: Array, axis: int) -> Array:
+    """(terms, ..., rows, columns) as one matrix, side by side or one below the other."""
+    return jnp.concatenate(list(terms), axis=axis)
 
 
 def pullback_of_null_part(

@@ -41,7 +41,7 @@ def copyltu(m: Array) -> Array:
     return select(on_diagonal(m), m.real.astype(m.dtype), hermitian)
 
 
-def _w(c: Array) -> Array:
+def upper_of_twice_hermitian(c: Array) -> Array:
     """W of Lemma 1: the upper triangle of C + C^H, with Re(diag C) on the diagonal."""
     above = select(above_diagonal(c), c + adjoint(c), 0)
     return select(on_diagonal(c), c.real.astype(c.dtype), above)
@@ -123,7 +123,7 @@ def pushforward(q: Array, r: Array, y: Array | None, da: Array) -> tuple[Array, 
 
     dxu = Inverted.of(u).right(dx)
     c = matmul(adjoint(q1), dxu)
-    w = _w(c)
+    w = upper_of_twice_hermitian(c)
     dq = dxu - matmul(q1, w)
     dr = matmul(w, u)
     if rest:
@@ -169,7 +169,7 @@ def pushforward_r(x: Array, r: Array, y: Array | None, da: Array) -> Array:
     inverted = Inverted.of(u)
     g = inverted.adjoint_left(matmul(adjoint(x), da))  # Q^H [dX | dY]
     c = inverted.right(g[:, :k])
-    w = _w(c)
+    w = upper_of_twice_hermitian(c)
     dr = matmul(w, u)
     if not v.shape[1]:
         return dr
