@@ -329,4 +329,5 @@ def test_vmap_over_b_shares_a(options):
     ):
         program = jax.jit(f).lower(a, b).compile()
         assert_close(program(a, b), g(a, b), tol)
-        assert program.memory_analysis().temp_size_in_bytes < 8 * a.nbytes + 8 * b.nbytes
+        if f is by_vmap or jax.__version_info__ >= (0, 11):  # before, XLA sums after the products
+            assert program.memory_analysis().temp_size_in_bytes < 8 * a.nbytes + 8 * b.nbytes
