@@ -1,6 +1,7 @@
 """Turns a forward computation and its pair of derivative rules into a differentiable function.
 
-The only file that knows JAX's machinery. There are two wirings of the same rules:
+The only file that knows JAX's machinery, but for what :mod:`jaxqr._linalg.exporting` needs of it.
+There are two wirings of the same rules:
 
 * :func:`reverse_mode` makes a ``jax.custom_vjp``: the pullback, and nothing but the pullback.
 * :func:`forward_mode` makes a ``jax.custom_jvp`` whose tangent map is one linear primitive, the
@@ -149,7 +150,7 @@ def forward_mode(f: Differentiable) -> Callable[..., Arrays]:
     def jvp(primals: Arrays, tangents: tuple[Any, ...]) -> tuple[Arrays, tuple[Any, ...]]:
         outputs = function(*primals)
         given = tuple(None if isinstance(t, SymbolicZero) else t for t in tangents)
-        dots = iter(_bind(f, f.residuals(primals, outputs), given))
+        dots = iter(linear(f, f.residuals(primals, outputs), given))
         return outputs, tuple(
             next(dots) if _is_inexact(out) else zero_from_primal(out, symbolic_zeros=True)
             for out in outputs
@@ -250,11 +251,6 @@ def watching_cotangents(watch: Callable[[Arrays, MaybeArrays], None]) -> Callabl
     return identity
 
 
-def linear(rule: Rule, residuals: Arrays, tangents: MaybeArrays) -> list[Array]:
-    """The rule's tangent map, as a function that ``jax.linear_transpose`` takes."""
-    return _bind(rule, residuals, tangents)
-
-
 # The primitive. Operands: the residuals, then the tangents that are not zero. Parameters: the
 # rule, and which tangents there are. It is linear in the tangents jointly.
 
@@ -262,7 +258,8 @@ pushforward_p = Primitive("jaxqr_pushforward")
 pushforward_p.multiple_results = True
 
 
-def _bind(rule: Rule, residuals: Arrays, tangents: MaybeArrays) -> list[Any]:
+def linear(rule: Rule, residuals: Arrays, tangents: MaybeArrays) -> list[Any]:
+    """The rule's tangent map, in both modes of differentiation and for jax.linear_transpose."""
     present = tuple(t is not None for t in tangents)
     operands = (*residuals, *(t for t in tangents if t is not None))
     return list(pushforward_p.bind(*operands, rule=rule, present=present))
@@ -288,27 +285,17 @@ def _abstract_eval(*avals: Any, rule: Rule, present: tuple[bool, ...]) -> list[A
 def _jvp(primals: Any, tangents: Any, *, rule: Rule, present: tuple[bool, ...]) -> Any:
     residuals, ts = _unpack(primals, present)
     residual_dots, t_dots = _unpack(tangents, present)
-    out = _bind(rule, residuals, ts)
+    out = linear(rule, residuals, ts)
     dots = []
     given = tuple(None if t is None or isinstance(t, ad.Zero) else t for t in t_dots)
     if any(t is not None for t in given):
-        dots.append(_bind(rule, residuals, given))
-    moving = [i for i, dot in enumerate(residual_dots) if not isinstance(dot, ad.Zero)]
-    if moving:
+        dots.append(linear(rule, residuals, given))
+    if not all(isinstance(dot, ad.Zero) for dot in residual_dots):
 
-        def of_moving(*values: Array) -> Arrays:
-            at = list(residuals)
-            for i, value in zip(moving, values, strict=True):
-                at[i] = value
-            return rule.pushforward(tuple(at), ts)
+        def at(*values: Array) -> Arrays:
+            return rule.pushforward(values, ts)
 
-        dots.append(
-            jax.jvp(
-                of_moving,
-                tuple(residuals[i] for i in moving),
-                tuple(residual_dots[i] for i in moving),
-            )[1]
-        )
+        dots.append(_jvp_of_moving(at, residuals, residual_dots)[1])
     return out, [functools.reduce(jnp.add, parts) for parts in zip(*dots, strict=True)]
 
 
@@ -343,18 +330,23 @@ class _Batched:
         return out
 
 
+def _in_front(operands: Any, dims: Any, present: tuple[bool, ...]) -> tuple[Arrays, Any, Any]:
+    """The residuals and their batch axes; tangents or cotangents with theirs in front."""
+    residuals, given = _unpack(operands, present)
+    axes, given_dims = _unpack(dims, present)
+    size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
+    fronted = tuple(
+        None if x is None else batching.bdim_at_front(x, d, size)
+        for x, d in zip(given, given_dims, strict=True)
+    )
+    return residuals, axes, fronted
+
+
 def _batch(
     operands: Any, dims: Any, *, rule: Rule, present: tuple[bool, ...]
 ) -> tuple[list[Array], list[int]]:
-    residuals, tangents = _unpack(operands, present)
-    residual_dims, tangent_dims = _unpack(dims, present)
-    size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
-    axes: Any = residual_dims
-    fronted = tuple(
-        None if t is None else batching.bdim_at_front(t, d, size)
-        for t, d in zip(tangents, tangent_dims, strict=True)
-    )
-    out = _bind(_Batched(rule, axes), residuals, fronted)
+    residuals, axes, fronted = _in_front(operands, dims, present)
+    out = linear(_Batched(rule, axes), residuals, fronted)
     return out, [0] * len(out)
 
 
@@ -440,14 +432,7 @@ def _batch_constant(operands: Any, dims: Any, *, traced: Any) -> Any:
 def _batch_pullback(
     operands: Any, dims: Any, *, rule: Any, present: tuple[bool, ...], **_: Any
 ) -> Any:
-    residuals, cotangents = _unpack(operands, present)
-    axes: Any
-    axes, cotangent_dims = _unpack(dims, present)
-    size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
-    fronted = tuple(
-        None if c is None else batching.bdim_at_front(c, d, size)
-        for c, d in zip(cotangents, cotangent_dims, strict=True)
-    )
+    residuals, axes, fronted = _in_front(operands, dims, present)
     out = [x for x in _jax_pullback(_Batched(rule, axes), residuals, fronted) if x is not None]
     return out, [0] * len(out)
 

@@ -37,7 +37,7 @@ from jaxqr._linalg.augmented import rank, solve_augmented, solve_augmented_witho
 from jaxqr._linalg.dependence import ROUNDING, dependent_columns, first_dependent
 from jaxqr._linalg.products import adjoint, matmul
 from jaxqr._linalg.reflectors import abs2
-from jaxqr._linalg.scaling import magnitudes, unit
+from jaxqr._linalg.scaling import units_of_columns
 from jaxqr._rules import least_squares as rules
 from jaxqr._rules.least_squares import Operators, Solved, System
 
@@ -383,7 +383,7 @@ def _solved(
         return r, x, system
     keep_q = forward_mode or rows <= columns
     if rcond is None and not forward_mode and b.shape[-1] <= columns:
-        size = unit(jnp.max(magnitudes(b_), axis=-2, keepdims=True)).astype(b.dtype)
+        size = units_of_columns(b_)
         factors = constant(least_squares.factor_and_solve_without_q, a, b / size, ridge)
         root, d, reflectors, x = factors
         x = x * size

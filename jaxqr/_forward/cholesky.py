@@ -24,7 +24,7 @@ from jaxqr._linalg.batching import over_leading_axes
 from jaxqr._linalg.blocked import LONE, Inverted, lower_of_product, lower_sum
 from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.phases import with_positive_diagonal
-from jaxqr._linalg.scaling import magnitudes, unit
+from jaxqr._linalg.scaling import units_of_columns
 
 # The first Q's departure from orthonormality, and the mean condition of the blocks that are
 # inverted: up to here errors are those of Householder's algorithm (tests/test_cholesky.py).
@@ -81,7 +81,7 @@ def _carefully(
     The triangular factor is (..., n, n), the last but for what comes of a b. Powers of two change
     no digit: a matrix that was sound as it is gets the factors that it had.
     """
-    units = unit(jnp.max(magnitudes(a), axis=-2, keepdims=True)).astype(a.dtype)
+    units = units_of_columns(a)
     sound, *factors = by_blocks(a / units, *b)
     at = len(factors) - 1 - len(b)
     factors[at] = factors[at] * units

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.numpy.linalg import norm
 
-from jaxqr._linalg.scaling import magnitudes, unit
+from jaxqr._linalg.scaling import units_of_columns
 
 ROUNDING = 8  # eps; of a dependent column, rounding was seen to leave up to four, in tall data too
 
@@ -17,7 +17,7 @@ def dependent_columns(r: Array) -> Array:
     rows, columns = r.shape[-2:]
     k = min(rows, columns)
     r = lax.stop_gradient(r[..., :k, :k])
-    r = r / unit(jnp.max(magnitudes(r), axis=-2, keepdims=True, initial=0)).astype(r.dtype)
+    r = r / units_of_columns(r)
     diagonal = jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
     tolerance = max(rows, columns, ROUNDING) * float(jnp.finfo(r.dtype).eps)
     return jnp.less_equal(diagonal, tolerance * norm(r, axis=-2))

@@ -27,6 +27,12 @@ def column_units(x: Array) -> Array:
     return unit(jnp.max(magnitudes(x), axis=0, initial=0))
 
 
+def units_of_columns(x: Array) -> Array:
+    """The units (..., 1, n) of the columns of matrices x (..., m, n), in the type of x."""
+    largest = jnp.max(magnitudes(x), axis=-2, keepdims=True, initial=0)
+    return unit(largest).astype(x.dtype)
+
+
 def magnitudes(x: Array) -> Array:
     """Of the size of |x|, within a factor of two, without its squares."""
     return jnp.maximum(jnp.abs(x.real), jnp.abs(x.imag)) if jnp.iscomplexobj(x) else jnp.abs(x)
