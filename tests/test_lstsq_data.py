@@ -124,6 +124,8 @@ def test_no_residual(options):
     np.testing.assert_allclose(grad(a, b), expected, rtol=0.1)  # condition 4.9e5
     many = jax.jit(jax.vmap(grad))(jnp.stack([a] * 70), jnp.stack([b] * 70))
     np.testing.assert_allclose(many[0], expected, rtol=0.1)
+    square, right = matrix((9, 9), "float32"), gaussian((9,), "float32")
+    assert jaxqr.lstsq(square, right, **options, full=True).rss == 0
 
 
 def test_full_row_rank_with_rcond():
