@@ -59,7 +59,16 @@ def adjoint_times(q: Array | Reflectors, b: Array) -> Array:
 # Q X and Q^H X for one matrix, complete: (m, k), (1, k) and (m, n).
 
 
+# LAPACK's ormqr applies a block's worth of reflectors or fewer, 64 at most, by orm2r. That puts ones
+# into v's diagonal, where R's is, and puts R's back afterwards. XLA lets other threads read v
+# meanwhile, another ormqr among them: up to one result in two hundred was wrong. Of more
+# reflectors v is read as it is.
+_MOST_UNBLOCKED = 64
+
+
 def _by_lapack(v: Array, taus: Array, x: Array, *, adjoint: bool) -> list[Array]:
+    if taus.shape[1] <= _MOST_UNBLOCKED:
+        return _by_products(v, taus, x, adjoint=adjoint)
     return [ormqr(v, taus[0], x, left=True, transpose=adjoint)]
 
 
