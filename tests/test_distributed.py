@@ -259,6 +259,36 @@ def test_lstsq_as_on_one_device(devices, shape, nrhs, dtype, cond, ridge, option
 
 
 @pytest.mark.parametrize("forward_mode", [False, True])
+@pytest.mark.parametrize("ridge", [None, 0.5])
+def test_lstsq_at_every_scale(ridge, forward_mode):
+    """A power of two changes no digit of x or of its gradients; an infinite ridge leaves zeros."""
+
+    @jax.jit
+    def with_gradients(a, b, ridge):
+        def loss(a, b, ridge):
+            level = 0.0 if ridge is None else ridge
+            options = {"forward_mode": forward_mode}
+            x = distributed.sharded_lstsq(a, b, mesh_of((2,)), "rows", level, **options)
+            return jnp.sum(jnp.arange(1, 4, dtype=x.dtype) * x), x
+
+        bars, x = jax.grad(loss, (0, 1), has_aux=True)(a, b, ridge)
+        return x, *bars
+
+    dtype = np.dtype("float32")
+    a, b = jnp.asarray(matrix((8, 3), dtype)), jnp.asarray(gaussian((8,), dtype))
+    level = None if ridge is None else jnp.asarray(ridge, dtype)
+    x, a_bar, b_bar = with_gradients(a, b, level)
+    for exponent in (100, -100) if ridge is None else (60, -60):
+        s = jnp.asarray(2.0**exponent, dtype)
+        shifted = None if level is None else level * s * s
+        found = with_gradients(s * a, s * b, shifted)
+        for y, expected in zip(found, (x, a_bar / s, b_bar / s), strict=True):
+            np.testing.assert_array_equal(y, expected)
+    if level is not None:
+        assert all(not np.any(y) for y in with_gradients(a, b, level * jnp.inf))
+
+
+@pytest.mark.parametrize("forward_mode", [False, True])
 def test_lstsq_pushforward_and_second_order(forward_mode):
     mesh = mesh_of((3,))
     a, b, ridge = jnp.asarray(matrix((9, 2))), jnp.asarray(gaussian((9,))), jnp.asarray(0.2)
@@ -346,7 +376,7 @@ def test_lstsq_pullback_sends_nothing():
     grad = jax.jit(jax.grad(loss, (0, 1))).lower(a, b).compile()
     for text in (value, grad.as_text()):
         assert [x.kind for x in collectives(text)].count("collective-permute") == 3
-        assert received(text, 8) == 4 * 8 * n * (n + 1)
+        assert received(text, 8) == 4 * 8 * n * (n + 1) + 8 * (n + 1)  # and largest elements
     for bar, x in zip(grad(a, b), (a, b), strict=True):
         assert bar.sharding.is_equivalent_to(x.sharding, x.ndim)
 

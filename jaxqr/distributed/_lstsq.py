@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxqr._arguments import as_array, as_matrices, compute_dtype, flags, result_dtype
 from jaxqr._linalg.products import solve_adjoint_left, solve_left
+from jaxqr._linalg.scaling import magnitudes, unit
 from jaxqr._qr import qr
 from jaxqr.distributed._arguments import check, ridge_of, varying
 from jaxqr.distributed._reduction import AxisName, Reduction, reduce
@@ -53,8 +54,8 @@ def lstsq(
         TypeError: an argument is not an array of numbers; ridge is complex.
 
     R of [A | b] holds R of A and Q^H b, so that Q is never formed; what travels are the first n
-    rows of it, n x (n + nrhs) words where ``tsqr`` has n x n. In reverse mode, with r = b - A x and
-    z = R^-1 R^-H x-bar,
+    rows of it, n x (n + nrhs) words where ``tsqr`` has n x n, and once the largest element of each
+    column. In reverse mode, with r = b - A x and z = R^-1 R^-H x-bar,
 
         b-bar = A z        A-bar = r z^H - b-bar x^H        ridge-bar = -Re(z^H x)
 
@@ -94,7 +95,7 @@ def lstsq(
     if shift is not None:
         shift = shift.astype(jnp.finfo(scalar).dtype)
         shift = jnp.broadcast_to(shift, batch)[..., None, None]
-    x: Array = _solution(prepared(a), prepared(b), shift, axis_name, reduction, forward_mode).x
+    x = _measured(prepared(a), prepared(b), shift, axis_name, reduction, forward_mode)
     x = x.astype(result_dtype(dtype))
     return x[..., 0] if vectors else x
 
@@ -113,6 +114,32 @@ def _batch(a: Array, b: Array, ridge: Array | None, vectors: bool) -> tuple[int,
             "lstsq expects batch axes that broadcast against each other. "
             f"{got}, and ridge of shape {of_ridge}."
         ) from None
+
+
+def _measured(
+    a: Array, b: Array, ridge: Array | None, axis_name: AxisName, reduction: str, with_q: bool
+) -> Array:
+    """The solution by A D^-1, with the units D of A's columns, one for all beside a ridge.
+
+    So the rules, which square A, do not leave the range of the type. Where the ridge is infinite, x
+    is zero.
+    """
+    infinite = None
+    if ridge is not None:
+        infinite = ridge == jnp.inf
+        ridge = jnp.where(infinite, 1, ridge)
+    n = a.shape[-1]
+    columns = magnitudes(lax.stop_gradient(jnp.concatenate([a, b], axis=-1)))
+    largest = lax.pmax(jnp.max(columns, axis=-2, keepdims=True), axis_name)
+    d, of_b = largest[..., :n], unit(largest[..., n:])
+    if ridge is not None:
+        d = jnp.maximum(jnp.max(d, axis=-1, keepdims=True), jnp.sqrt(ridge))
+    d = unit(d)
+    shift = None if ridge is None else ridge / d / d
+    a, b = a / d.astype(a.dtype), b / of_b.astype(a.dtype)
+    x: Array = _solution(a, b, shift, axis_name, reduction, with_q).x
+    x = x * (of_b / d.mT).astype(x.dtype)
+    return x if infinite is None else jnp.where(infinite, 0, x)
 
 
 class _Solution(NamedTuple):
