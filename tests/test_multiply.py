@@ -139,6 +139,23 @@ def test_memory_is_that_of_the_arguments():
         assert compiled.memory_analysis().temp_size_in_bytes < most * size
 
 
+@pytest.mark.parametrize(("n", "called"), [(64, False), (65, True)])
+def test_lapack_is_called_where_it_only_reads(n, called):
+    """Its orm2r writes into the reflectors, which other threads read: it is not to be called."""
+    a, c = jnp.asarray(matrix((n, n), "complex128")), jnp.asarray(gaussian((n, 2), "complex128"))
+
+    @jax.jit
+    def both(a, c):
+        return jaxqr.qr_multiply(a, c, adjoint=True)[0], jaxqr.qr_multiply(a, c)[0]
+
+    assert ("lapack_zunmqr" in both.lower(a, c).as_text()) == called
+    q, r = np.linalg.qr(a)
+    phases = (np.sign(np.diag(r)) / np.sign(np.diag(jaxqr.qr(a, mode="r"))))[:, None]
+    q = q * phases.T
+    tol = tolerance("complex128", (n, n))
+    assert_close(both(a, c), (np.conj(q.T) @ c, q @ c), tol)
+
+
 def test_errors():
     a = jnp.ones((5, 3))
     for c, options in ((jnp.ones(5), {}), (jnp.ones(3), {"adjoint": True})):

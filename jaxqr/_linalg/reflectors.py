@@ -59,10 +59,10 @@ def adjoint_times(q: Array | Reflectors, b: Array) -> Array:
 # Q X and Q^H X for one matrix, complete: (m, k), (1, k) and (m, n).
 
 
-# LAPACK's ormqr applies a block's worth of reflectors or fewer, 64 at most, by orm2r. That puts ones
-# into v's diagonal, where R's is, and puts R's back afterwards. XLA lets other threads read v
-# meanwhile, another ormqr among them: up to one result in two hundred was wrong. Of more
-# reflectors v is read as it is.
+# LAPACK's ormqr applies a block's worth of reflectors or fewer, at most 64, by orm2r, which puts
+# ones into v's diagonal, where R's is, and puts R's back afterwards. XLA lets other threads read v
+# meanwhile, another ormqr among them: up to one result in two hundred was wrong. Where there are
+# more reflectors, v is only read.
 _MOST_UNBLOCKED = 64
 
 
