@@ -1,6 +1,7 @@
 """Differentiable orthogonal factorizations and least squares for JAX."""
 
 from jaxqr import distributed, upstream
+from jaxqr._determinant import slogdet
 from jaxqr._lq import lq, ql, rq
 from jaxqr._lstsq import lstsq
 from jaxqr._multiply import qr_multiply
@@ -21,6 +22,7 @@ __all__ = [
     "qz",
     "rq",
     "schur",
+    "slogdet",
     "upstream",
 ]
 __version__ = "0.2.0"

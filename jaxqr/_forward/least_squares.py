@@ -13,7 +13,7 @@ from jaxqr._linalg.algebra import solve_left
 from jaxqr._linalg.augmented import Root
 from jaxqr._linalg.batching import batch_aware, over_columns, over_matrices, suits
 from jaxqr._linalg.crossovers import Crossovers
-from jaxqr._linalg.reflectors import Reflectors, adjoint_times
+from jaxqr._linalg.reflectors import Reflectors, adjoint_times, det
 from jaxqr._linalg.scaling import magnitudes, unit
 from jaxqr._linalg.tuning import by_platform
 
@@ -55,6 +55,28 @@ def factor_and_solve_without_q(
     (u, q), c = over_columns(batch_aware(reduce), shared=True)(a, b)
     root, d = _in_units(u)
     return root, d, q, over_matrices(solve_left)(u, c)
+
+
+def determinant(
+    a: Array, *, with_q: bool
+) -> tuple[Root, Array, Array | Reflectors | None, Array, Array]:
+    """The root, d, what there is of Q, and the sign and logarithm (...,) of a (..., m, n), m >= n.
+
+    Of det A for square a, and of the volume of its columns for deep a. Of square a there are the
+    reflectors of Q, of deep a Q itself if it is asked for.
+    """
+    q: Array | Reflectors | None = None
+    square = a.shape[-2] == a.shape[-1]
+    if square:
+        u, q = batch_aware(_reflectors)(a)
+    elif with_q:
+        q, u = _forward.qr(a, "reduced", "auto")
+    else:
+        (u,) = _forward.qr(a, "r", "auto")
+    diagonal = jnp.diagonal(u, axis1=-2, axis2=-1)
+    sign = jnp.prod(jnp.sign(diagonal), axis=-1)
+    sign = sign * det(q) if isinstance(q, Reflectors) else jnp.abs(sign).astype(a.dtype)
+    return *_in_units(u), q, sign, jnp.sum(jnp.log(jnp.abs(diagonal)), axis=-1)
 
 
 def _in_units(u: Array) -> tuple[Root, Array]:
@@ -121,12 +143,18 @@ def _reduce(a: Array, b: Array) -> Reduced:
 
 def _reduce_square(a: Array, b: Array) -> Reduced:
     """U, the reflectors, and Q^H b."""
+    u, q = _reflectors(a, b)
+    return (u, q), over_matrices(adjoint_times)(q, b)
+
+
+def _reflectors(a: Array, *beside: Array) -> tuple[Array, Reflectors]:
+    """U and the reflectors; what is beside a counts where small matrices are told."""
 
     def best(c: Crossovers) -> Callable[..., tuple[Array, Reflectors]]:
-        return batched.reflectors_of if suits(c, a, b) else householder.reflectors_of
+        return batched.reflectors_of if suits(c, a, *beside) else householder.reflectors_of
 
-    u, q = by_platform(best, householder.reflectors_of, a)
-    return (u, q), over_matrices(adjoint_times)(q, b)
+    out: tuple[Array, Reflectors] = by_platform(best, householder.reflectors_of, a)
+    return out
 
 
 def _rank_revealing(a: Array, rcond: Array) -> Factors:

@@ -26,6 +26,13 @@ class Reflectors(NamedTuple):
     taus: Array  # (..., 1, k)
 
 
+def det(q: Reflectors) -> Array:
+    """Det Q (...,): det H_j = 1 - tau |v|^2, and |v|^2 is 2 Re(tau) / |tau|^2."""
+    signs = jnp.where(q.taus == 0, 1, -(jnp.sign(q.taus) ** 2))
+    product: Array = jnp.prod(signs[..., 0, :], axis=-1)
+    return product
+
+
 def times(q: Array | Reflectors, c: Array) -> Array:
     """Q C for the first k columns of q, or of many small ones, and c (k, n[, batch])."""
     if not isinstance(q, Reflectors):
