@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= auto
+EVERY ?= 1
 BIN := $(VENV)/bin
 
 .PHONY: run test format lint type bench docs clean
@@ -10,7 +11,7 @@ run: $(VENV)/.run  ## set up, then factor and differentiate a real data set
 	$(BIN)/python -m jaxqr $(FILES)
 
 test: $(VENV)/.test  ## set up, then run all tests, the doctests among them
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --every $(EVERY)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format

@@ -14,6 +14,19 @@ TRIANGLE = {"qr": "r", "lq": "l", "rq": "r", "ql": "l", "pivoted_qr": "r"}
 FACTORIZATIONS = {name: getattr(jaxqr, name) for name in NAMES}
 
 
+def covering(first, second, *others):
+    """Cases in which every two values meet, those of the first two axes once; others rotate.
+
+    A fault of one value, or of two together, is found as by all of them, which would be compiled
+    several times over. Others have at most as many values as each of the first two has.
+    """
+    return [
+        (x, y, *(axis[(i + j * (1 + k)) % len(axis)] for k, axis in enumerate(others)))
+        for i, x in enumerate(first)
+        for j, y in enumerate(second)
+    ]
+
+
 def gaussian(shape: Sequence[int], dtype: str = "float64", seed: int = 0) -> np.ndarray:
     """Standard normal; complex parts each."""
     rng = np.random.default_rng([seed, *shape])

@@ -60,7 +60,7 @@ def well_conditioned(shape, dtype):
     return jnp.asarray(pool[np.argsort(worst)[:BATCH]])
 
 
-@pytest.mark.parametrize(("shape", "dtype"), [((8, 4), "complex128"), ((3, 5), "float64")], ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), [((5, 3), "complex128"), ((3, 5), "float64")], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_those_of_each_matrix(name, shape, dtype):
     """By leading axes and by vmap, in both wirings; and second derivatives."""

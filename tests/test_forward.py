@@ -25,8 +25,16 @@ def check(a, q, r, p, tol):
     check_qr(b, q, r, tol)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(7, 4), (5, 5), (4, 7), (1, 3), (3, 1), (2, 3, 5)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        *((shape, "complex128") for shape in [(7, 4), (5, 5), (4, 7), (1, 3), (3, 1), (2, 3, 5)]),
+        *((shape, "float64") for shape in [(7, 4), (1, 3), (3, 1)]),
+        *((shape, "float32") for shape in [(5, 5), (2, 3, 5)]),
+        *((shape, "complex64") for shape in [(4, 7), (7, 4)]),
+    ],
+    ids=str,
+)
 def test_xla_pivoted_qr_is_lapacks(shape, dtype):
     a = jnp.asarray(matrix(shape, dtype))
     tol = tolerance(dtype, shape, 1)

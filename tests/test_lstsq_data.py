@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import checkify
-from numerics import assert_close, gaussian, matrix, norm, tolerance
+from numerics import assert_close, covering, gaussian, matrix, norm, tolerance
 
 import jaxqr
 
-FEW = pytest.mark.parametrize("shape", [(7, 4), (4, 4), (4, 7)], ids=str)
+SHAPES = [(7, 4), (4, 4), (4, 7)]
+FEW = pytest.mark.parametrize("shape", SHAPES, ids=str)
 WIRINGS = pytest.mark.parametrize("forward_mode", [False, True], ids=["reverse", "forward"])
 OPTIONS = {"full": {}, "rcond": {"rcond": 1e-6}, "ridge": {}}
 
@@ -235,9 +236,10 @@ def test_check_rank():
 # What else comes out of it.
 
 
-@pytest.mark.parametrize("dtype", ["float64", "complex128"])
-@pytest.mark.parametrize("kind", ["full", "deficient", "ridge"])
-@FEW
+@pytest.mark.parametrize(
+    ("shape", "kind", "dtype"),
+    covering(SHAPES, ["full", "deficient", "ridge"], ["complex128", "float64"]),
+)
 def test_full(shape, kind, dtype):
     """Against the pseudoinverse; derivatives against those of the formula."""
     a, b = jnp.asarray(matrix(shape, dtype)), jnp.asarray(gaussian((shape[0], 2), dtype))
