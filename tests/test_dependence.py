@@ -9,6 +9,7 @@ import pytest
 from numerics import DTYPES, assert_close, gaussian, matrix, random_like, tolerance
 
 import jaxqr
+from jaxqr._linalg import batching
 from jaxqr._rules import partial_qr
 
 
@@ -149,3 +150,22 @@ def test_second_order_of_r_alone(shape):
         lambda a: jax.jvp(jax.grad(functools.partial(of_r, forward_mode=True)), (a,), (da,))[1]
     )
     assert_close(np.asarray(tangent(a))[keep], expected[keep], 1e-11)
+
+
+@pytest.mark.parametrize("forward_mode", [False, True])
+def test_a_large_batch_goes_in_pieces(forward_mode, monkeypatch):
+    """With dependent columns in some matrices, each gets what it gets alone."""
+    a = jnp.asarray(matrix((12, 6, 2)))
+    a = a.at[3, :, 1].set(a[3, :, 0]).at[10].set(0)
+
+    def gradient(a):
+        return jax.grad(lambda a: jnp.sum(jaxqr.qr(a, mode="r", forward_mode=forward_mode) ** 3))(a)
+
+    alone = jnp.stack([gradient(x) for x in a])
+    monkeypatch.setattr(batching, "_PIECE", 40)
+    assert batching._pieces([a]) == 4
+    jax.clear_caches()
+    text = str(jax.make_jaxpr(gradient)(a))
+    assert "length=4" in text
+    assert_close(jax.jit(gradient)(a), alone, 1e-13)
+    jax.clear_caches()

@@ -188,10 +188,54 @@ def unless_any(
     """USUAL, of arrays (..., rows, columns), or ``careful`` where some matrix needs it.
 
     ``needed`` tells of each matrix whether it does, (...,). What ``careful`` gives for those that
-    do not must be what ``usual`` gives, to the last digit.
+    do not must be what ``usual`` gives, to the last digit. The usual way is taken whatever is
+    needed: within a branch, XLA's loops for CPUs have one thread.
     """
 
     def chosen(*args: Any) -> Any:
-        return lax.cond(jnp.any(needed(*args)), careful, usual, *args)
+        out = usual(*args)
+        return lax.cond(
+            jnp.any(needed(*args)),
+            lambda _, *args: in_pieces(careful)(*args),
+            lambda out, *_: out,
+            *(out, *args),
+        )
 
     return batch_aware(chosen)
+
+
+_PIECE = 2**17  # elements: a megabyte in float64
+
+
+def in_pieces(f: Callable[..., Any]) -> Callable[..., Any]:
+    """F, of arrays (..., rows, columns), of a part of the batch at a time, for less memory.
+
+    What a branch that is not taken would take is asked for all the same, with what the program
+    takes otherwise, and from a size on (32 MB in Linux) memory is had anew in every call.
+    """
+
+    def by_pieces(*args: Any) -> Any:
+        batch = jax.tree.leaves(args)[0].shape[:-2]
+        pieces = _pieces(jax.tree.leaves(args))
+        if pieces == 1:
+            return f(*args)
+        # Every so many-th matrix: each piece of a sharded batch is sharded as the batch is.
+        apart = jax.tree.map(lambda x: x.reshape(-1, pieces, *x.shape[-2:]), args)
+
+        def of_piece(i: Array) -> Any:
+            return f(*jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, 1, False), apart))
+
+        out = lax.map(of_piece, jnp.arange(pieces))
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(*batch, *x.shape[2:]), out)
+
+    return by_pieces
+
+
+def _pieces(arrays: list[Any]) -> int:
+    """How many of no more than a megabyte; the batch must be a multiple of it."""
+    batch = arrays[0].shape[:-2]
+    if not all(isinstance(d, int) for x in arrays for d in x.shape):
+        return 1
+    number, size = math.prod(batch), max(math.prod(x.shape[-2:]) for x in arrays)
+    least = max(1, -(-number * size // _PIECE))
+    return next((p for p in range(least, min(4 * least, number) + 1) if number % p == 0), 1)
