@@ -152,18 +152,18 @@ def test_second_order_of_r_alone(shape):
     assert_close(np.asarray(tangent(a))[keep], expected[keep], 1e-11)
 
 
-@pytest.mark.parametrize("forward_mode", [False, True])
-def test_a_large_batch_goes_in_pieces(forward_mode, monkeypatch):
+@pytest.mark.parametrize(("batch", "forward_mode"), [(12, False), (96, False), (96, True)])
+def test_a_large_batch_goes_in_pieces(batch, forward_mode, monkeypatch):
     """With dependent columns in some matrices, each gets what it gets alone."""
-    a = jnp.asarray(matrix((12, 6, 2)))
+    a = jnp.asarray(matrix((batch, 6, 2)))
     a = a.at[3, :, 1].set(a[3, :, 0]).at[10].set(0)
 
     def gradient(a):
         return jax.grad(lambda a: jnp.sum(jaxqr.qr(a, mode="r", forward_mode=forward_mode) ** 3))(a)
 
-    alone = jnp.stack([gradient(x) for x in a])
-    monkeypatch.setattr(batching, "_PIECE", 40)
-    assert batching._pieces([a]) == 4
+    alone = jax.lax.map(gradient, a)
+    monkeypatch.setattr(batching, "_PIECE", 40 * batch // 12)
+    assert batching._pieces((batch,), [a]) == 4
     jax.clear_caches()
     text = str(jax.make_jaxpr(gradient)(a))
     assert "length=4" in text

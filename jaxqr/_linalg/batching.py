@@ -6,6 +6,7 @@ them by vector instructions; and as it is elementwise along the batch, a sharded
 it is.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -51,7 +52,7 @@ def innermost(x: Array) -> Array:
 
 def _by_rows(x: Array) -> list[Array]:
     # Else XLA may keep the transpose for a view, and read it slowly.
-    return [with_layout_constraint(x, Layout(major_to_minor=(0, 1)))]
+    return [with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))]
 
 
 def _as_it_is(x: Array) -> list[Array]:
@@ -192,50 +193,70 @@ def unless_any(
     needed: within a branch, XLA's loops for CPUs have one thread.
     """
 
-    def chosen(*args: Any) -> Any:
-        out = usual(*args)
-        return lax.cond(
-            jnp.any(needed(*args)),
-            lambda _, *args: in_pieces(careful)(*args),
-            lambda out, *_: out,
-            *(out, *args),
-        )
+    def apart(*args: Any) -> Any:
+        kept = jax.tree.map(lambda x: _laid_out(x)[0], args)
+        return chosen(kept, kept, functools.partial(in_pieces, careful))
 
-    return batch_aware(chosen)
+    def together(*args: Any) -> Any:
+        # The branch is given what the usual way has anyway: with the batch axis innermost.
+        batch = jax.tree.leaves(args)[0].shape[:-2]
+        kept = jax.tree.map(innermost, args)
+        shown = jax.tree.map(lambda x: outermost(x, batch), kept)
+        return chosen(shown, kept, functools.partial(in_pieces, careful, innermost_of=batch))
+
+    def chosen(args: Any, kept: Any, way_out: Callable[[Any], Any]) -> Any:
+        out, wanted = usual(*args), jnp.any(needed(*args))
+        return lax.cond(wanted, lambda _, kept: way_out(kept), lambda out, _: out, out, kept)
+
+    def by_batch(*args: Any) -> Any:
+        return by_platform(lambda c: together if suits(c, *args) else apart, apart, *args)
+
+    return batch_aware(by_batch)
 
 
 _PIECE = 2**17  # elements: a megabyte in float64
 
 
-def in_pieces(f: Callable[..., Any]) -> Callable[..., Any]:
-    """F, of arrays (..., rows, columns), of a part of the batch at a time, for less memory.
+def in_pieces(
+    f: Callable[..., Any], args: Any, *, innermost_of: tuple[int, ...] | None = None
+) -> Any:
+    """F of arrays (..., rows, columns), of a part of the batch at a time, for less memory.
+
+    The arrays may be (rows, columns, batch), of a batch ``innermost_of``.
 
     What a branch that is not taken would take is asked for all the same, with what the program
     takes otherwise, and from a size on (32 MB in Linux) memory is had anew in every call.
     """
+    leaves = jax.tree.leaves(args)
+    batch = leaves[0].shape[:-2] if innermost_of is None else innermost_of
+    pieces = _pieces(batch, leaves)
 
-    def by_pieces(*args: Any) -> Any:
-        batch = jax.tree.leaves(args)[0].shape[:-2]
-        pieces = _pieces(jax.tree.leaves(args))
-        if pieces == 1:
+    # Every so many-th matrix: each piece of a sharded batch is sharded as the batch is.
+    def piece_of(x: Array, i: Array | int) -> Array:
+        if innermost_of is None:
+            x = x.reshape(-1, pieces, *x.shape[-2:])
+            piece: Array = lax.dynamic_index_in_dim(x, i, 1, False)
+            return piece
+        x = x.reshape(*x.shape[:2], -1, pieces)
+        return outermost(lax.dynamic_index_in_dim(x, i, 3, False), (x.shape[2],))
+
+    def of_piece(i: Array | int) -> Any:
+        return f(*jax.tree.map(lambda x: piece_of(x, i), args))
+
+    def joined(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, 1).reshape(*batch, *x.shape[2:])
+
+    if pieces == 1:
+        if innermost_of is None:
             return f(*args)
-        # Every so many-th matrix: each piece of a sharded batch is sharded as the batch is.
-        apart = jax.tree.map(lambda x: x.reshape(-1, pieces, *x.shape[-2:]), args)
-
-        def of_piece(i: Array) -> Any:
-            return f(*jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, 1, False), apart))
-
-        out = lax.map(of_piece, jnp.arange(pieces))
-        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(*batch, *x.shape[2:]), out)
-
-    return by_pieces
+        return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), of_piece(0))
+    return jax.tree.map(joined, lax.map(of_piece, jnp.arange(pieces)))
 
 
-def _pieces(arrays: list[Any]) -> int:
+def _pieces(batch: tuple[int, ...], arrays: list[Any]) -> int:
     """How many of no more than a megabyte; the batch must be a multiple of it."""
-    batch = arrays[0].shape[:-2]
     if not all(isinstance(d, int) for x in arrays for d in x.shape):
         return 1
-    number, size = math.prod(batch), max(math.prod(x.shape[-2:]) for x in arrays)
-    least = max(1, -(-number * size // _PIECE))
+    number, most = math.prod(batch), max(x.size for x in arrays)
+    least = max(1, -(-most // _PIECE))
     return next((p for p in range(least, min(4 * least, number) + 1) if number % p == 0), 1)

@@ -2,9 +2,11 @@
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.numpy.linalg import norm
 
-from jaxqr._linalg.scaling import units_of_columns
+from jaxqr._linalg.algebra import on_diagonal, select
+from jaxqr._linalg.batching import over_matrices
+from jaxqr._linalg.reflectors import abs2
+from jaxqr._linalg.scaling import column_units
 
 ROUNDING = 8  # eps; of a dependent column, rounding was seen to leave up to four, in tall data too
 
@@ -14,13 +16,20 @@ def dependent_columns(r: Array) -> Array:
 
     In units of the column, so that no square leaves the range of the type.
     """
-    rows, columns = r.shape[-2:]
+    marked: Array = over_matrices(_dependent)(lax.stop_gradient(r))
+    return marked[..., 0, :]
+
+
+def _dependent(r: Array) -> Array:
+    """Of r (k, n[, batch]), (1, k[, batch])."""
+    rows, columns = r.shape[:2]
     k = min(rows, columns)
-    r = lax.stop_gradient(r[..., :k, :k])
-    r = r / units_of_columns(r)
-    diagonal = jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
+    r = r[:k, :k]
+    r = r / column_units(r).astype(r.dtype)[None]
+    diagonal = jnp.sum(select(on_diagonal(r), jnp.abs(r), 0), axis=0, keepdims=True)
+    norms = jnp.sqrt(jnp.sum(abs2(r), axis=0, keepdims=True))
     tolerance = max(rows, columns, ROUNDING) * float(jnp.finfo(r.dtype).eps)
-    return jnp.less_equal(diagonal, tolerance * norm(r, axis=-2))
+    return jnp.less_equal(diagonal, tolerance * norms)
 
 
 def marks(r: Array) -> Array:

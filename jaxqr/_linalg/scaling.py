@@ -39,13 +39,11 @@ def magnitudes(x: Array) -> Array:
 
 
 def is_extreme(r: Array) -> Array:
-    """Whether products of two factors of a matrix as large as r (..., k, n) may leave the range.
+    """Whether products of two factors of a matrix as large as r may leave the range of the type.
 
-    That is (...,); what is not finite is not extreme.
+    R is (k, n[, batch]), the answer (1, 1[, batch]); what is not finite is not extreme.
     """
-    size = magnitudes(lax.stop_gradient(r))
-    largest = jnp.max(size, axis=-2, initial=0)
-    limits = jnp.finfo(largest.dtype)
-    far = 2.0 ** (limits.maxexp // 4)
+    largest = jnp.max(magnitudes(r), axis=0, keepdims=True, initial=0)
+    far = 2.0 ** (jnp.finfo(largest.dtype).maxexp // 4)
     of_column = (largest > far) | ((largest < 1 / far) & (largest > 0))
-    return jnp.any(of_column & (largest < jnp.inf), axis=-1)
+    return jnp.any(of_column & (largest < jnp.inf), axis=1, keepdims=True)
