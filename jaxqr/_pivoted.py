@@ -139,8 +139,7 @@ class RandomlyPivotedQR(PivotedQR):
 
 
 def _is_extreme(x: Array, r: Array, *_: Any) -> Array:
-    extreme: Array = over_matrices(is_extreme)(lax.stop_gradient(r))
-    return extreme[..., 0, 0]
+    return is_extreme(r)
 
 
 def _pull_r(x: Array, r: Array, y: Array | None, r_bar: Array, *, extreme: bool = False) -> Array:

@@ -13,7 +13,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, Unpack, cast, overl
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 
 from jaxqr import _forward
@@ -231,9 +231,7 @@ def _where_dependent(
 
     def needed(_: Array, r: Array, *rest: Array) -> Array:
         dependent = dependent_columns(r).any(axis=-1)
-        if extreme:
-            dependent |= over_matrices(is_extreme)(lax.stop_gradient(r))[..., 0, 0]
-        return dependent
+        return dependent | is_extreme(r) if extreme else dependent
 
     def careful(first: Array, r: Array, *rest: Array) -> Any:
         dependent = dependent_columns(r).any(axis=-1)[..., None, None]

@@ -42,6 +42,7 @@ CASES = [
     *((name, {}, shape, dtype) for name, shape, dtype in covering(NAMES, SHAPES, SINGLE)),
     *(("pivoted_qr", {"rank": 2}, shape, dtype) for shape in SHAPES[:3] for dtype in DOUBLE),
     ("pivoted_qr", {"rank": 2}, (6, 4), "float32"),
+    ("pivoted_qr", {"rank": 2}, (4, 6), "complex64"),
 ]
 IDS = [
     "-".join([name, *map(str, options), str(shape), dtype]) for name, options, shape, dtype in CASES
