@@ -375,10 +375,10 @@ def _solved(
         root, d, q = constant(least_squares.factor, adjoint(a), ridge, None)
         system = System(a, ridge, None, root, d, q)
         if forward_mode:
-            x, y = linear_solution(system, None, b / d)
+            x, y, _ = linear_solution(system, None, b / d)
         else:
             solution = constant(_solution, system, None, b / d)
-            x, y = derive(Solved(system, None, b / d, *solution), forward_mode)
+            x, y, _ = derive(Solved(system, None, b / d, *solution), forward_mode)
         r = jnp.zeros_like(b) if ridge is None else -ridge.astype(a.dtype) * (y / d)
         return r, x, system
     keep_q = forward_mode or rows <= columns
@@ -395,11 +395,11 @@ def _solved(
         root, d, q = constant(least_squares.factor, a, ridge, rcond)
         system = System(a, ridge, lax.stop_gradient(rcond), root, d, q if keep_q else None)
         if forward_mode:
-            r, x = linear_solution(system, b, None)
-            return r, x / d, system
+            r, _, x = linear_solution(system, b, None)
+            return r, x, system
         solution = constant(_solution, system._replace(q=q), b, None)
-    r, x = derive(Solved(system, b, None, *solution), forward_mode)
-    return r, x / d, system
+    r, _, x = derive(Solved(system, b, None, *solution), forward_mode)
+    return r, x, system
 
 
 def _rank(system: System) -> Array:
@@ -435,16 +435,18 @@ def _identity(n: int, a: Array) -> Array:
 # The wiring. The derivative of the solution is a solution of the same system, and so on.
 
 
-def derive(solved: Solved, forward_mode: bool) -> tuple[Array, Array]:
-    """(r, x) as functions of A, ridge, f and g; factors and solution count as constants."""
+def derive(solved: Solved, forward_mode: bool) -> tuple[Array, Array, Array]:
+    """(r, x, x / d) as functions of A, ridge, f and g; factors and solution count as constants."""
     leaves, structure = jax.tree.flatten(solved)
     function = differentiated(Solution(structure, forward_mode), forward_mode)
-    r, x = function(*varying_alike(leaves))
-    return r, x
+    r, x, unmeasured = function(*varying_alike(leaves))
+    return r, x, unmeasured
 
 
-def linear_solution(system: System, f: Array | None, g: Array | None) -> tuple[Array, Array]:
-    """(r, x) in forward mode: the tangent map at nothing, of f and g; so it is linear in them.
+def linear_solution(
+    system: System, f: Array | None, g: Array | None
+) -> tuple[Array, Array, Array]:
+    """(r, x, x / d) in forward mode: the tangent map at nothing, linear in f and g.
 
     As such ``jax.linear_transpose`` takes it. Its derivative in A is that of the tangent map.
     """
@@ -464,8 +466,9 @@ def linear_solution(system: System, f: Array | None, g: Array | None) -> tuple[A
         **{name: next(tangents) for name, x in (("f", f), ("g", g)) if x is not None}
     )
     rule = Solution(structure, True)
-    r, x = linear(rule, tuple(varying[: len(leaves)]), tuple(structure.flatten_up_to(dots)))
-    return r, x
+    dots = tuple(structure.flatten_up_to(dots))
+    r, x, unmeasured = linear(rule, tuple(varying[: len(leaves)]), dots)
+    return r, x, unmeasured
 
 
 def operators(forward_mode: bool) -> Operators:
@@ -473,7 +476,7 @@ def operators(forward_mode: bool) -> Operators:
 
     def solve(system: System, f: Array | None, g: Array | None) -> tuple[Array, Array]:
         solution = constant(_solution, system, f, g)
-        return derive(Solved(system, f, g, *solution), forward_mode)
+        return derive(Solved(system, f, g, *solution), forward_mode)[:2]
 
     def null_part(system: System, t: Array) -> Array:
         leaves, structure = jax.tree.flatten((system, t))
@@ -496,10 +499,10 @@ def _solution(system: System, f: Array | None, g: Array | None) -> tuple[Array, 
 
 @dataclasses.dataclass(frozen=True)
 class Solution:
-    """(r, x) of a solved system, with its derivative. Arguments are the leaves of Solved.
+    """(r, x, x / d) of a solved system, with its derivative. Arguments are the leaves of Solved.
 
     The factors and the solution among them are constants, which the derivative with respect to A
-    accounts for.
+    accounts for. x is measured in the units d, x / d is what the user sees.
     """
 
     structure: Any
@@ -507,40 +510,44 @@ class Solution:
     caller = "lstsq"
 
     def forward(self, *args: Array) -> Arrays:
-        """(r, x)."""
+        """(r, x, x / d)."""
         solved = self.structure.unflatten(args)
-        return solved.r, solved.x
+        return solved.r, solved.x, solved.x / solved.system.d
 
     def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
         """The arguments, but the solution as the function that it is."""
-        r, x = outputs
+        r, x, _ = outputs
         return tuple(jax.tree.leaves(self.structure.unflatten(args)._replace(r=r, x=x)))
 
     def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
         """Cotangents of the arguments; None for the constants."""
         solved = self.structure.unflatten(residuals)
-        bars = rules.pullback(operators(self.forward_mode), solved, *cotangents)
+        r_bar, x_bar, unmeasured_bar = cotangents
+        if unmeasured_bar is not None:
+            x_bar = rules.plus(x_bar, unmeasured_bar / solved.system.d)
+        bars = rules.pullback(operators(self.forward_mode), solved, r_bar, x_bar)
         return tuple(self.structure.flatten_up_to(bars))
 
     def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
-        """(dr, dx)."""
+        """(dr, dx, dx / d)."""
         solved, dots = self.structure.unflatten(residuals), self.structure.unflatten(tangents)
-        return rules.pushforward(operators(self.forward_mode), solved, dots)
+        dr, dx = rules.pushforward(operators(self.forward_mode), solved, dots)
+        return dr, dx, dx / solved.system.d
 
     def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
-        """The series of (r, x)."""
+        """The series of (r, x, x / d)."""
         solved = self.structure.unflatten(args[0])
         if solved.system.rcond is not None:
             raise NotImplementedError(f"lstsq with rcond {NO_TAYLOR}")
-        r, x = wire(self)(*args[0])
+        r, x, _ = wire(self)(*args[0])
         terms = self.structure.unflatten([jnp.stack(leaf) for leaf in zip(*args, strict=True)])
         rs, xs = rules.taylor(operators(True), solved._replace(r=r, x=x), terms)
-        return list(zip(rs, xs, strict=True))
+        return list(zip(rs, xs, xs / solved.system.d[None], strict=True))
 
     def recovered(self, residuals: list[Arrays]) -> tuple[list[Arrays], Arrays | None]:
-        """The series of the arguments, and (r, x)."""
+        """The series of the arguments, and (r, x, x / d)."""
         solved = self.structure.unflatten(residuals[0])
-        return residuals, (solved.r, solved.x)
+        return residuals, (solved.r, solved.x, solved.x / solved.system.d)
 
 
 @dataclasses.dataclass(frozen=True)

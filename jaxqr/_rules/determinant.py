@@ -17,6 +17,7 @@ every expansion follows, from the one factorization.
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxqr._linalg.products import matmul
 from jaxqr._rules.least_squares import Operators, Solved, System, taylor
 from jaxqr._rules.taylor import from_first
 
@@ -72,15 +73,23 @@ def series(apply: Operators, system: System, a: Array, sign: Array) -> Parts:
     bs, _ = taylor(apply, first, terms)
     order = jnp.arange(orders).astype(a.real.dtype)
     slopes = order.reshape(-1, *[1] * (a.ndim - 1)).astype(a.dtype) * a
-    taus = [
-        jnp.sum(jnp.conj(bs[:d][::-1]) * slopes[1 : d + 1], axis=(0, -2, -1))
-        for d in range(1, orders)
-    ]
-    logs = [tau.real / d for d, tau in enumerate(taus, 1)]
+    taus = inner_products(bs, slopes)[1:]
+    order = order[1:].reshape(-1, *[1] * sign.ndim)
+    logs = taus.real / order
     if not turns(system):
-        return jnp.zeros_like(sign, shape=(orders - 1, *sign.shape)), jnp.stack(logs)
+        return jnp.zeros_like(sign, shape=logs.shape), logs
     signs = [sign]
     for d in range(1, orders):
-        steps = [times_i(taus[d - i - 1].imag) * signs[i] for i in range(d)]
-        signs.append(jnp.sum(jnp.stack(steps), axis=0) / d)
-    return jnp.stack(signs[1:]), jnp.stack(logs)
+        steps = times_i(taus[:d].imag) * jnp.stack(signs[::-1])
+        signs.append(jnp.sum(steps, axis=0) / d)
+    return jnp.stack(signs[1:]), logs
+
+
+def inner_products(x: Array, y: Array) -> Array:
+    """The series of tr(X^H Y), (orders, ...), from those of X and Y, (orders, ..., m, n)."""
+    rows, columns = (jnp.moveaxis(z.reshape(*z.shape[:-2], -1), 0, -2) for z in (x, y))
+    pairs = matmul(jnp.conj(rows), jnp.swapaxes(columns, -1, -2))
+    order = jnp.arange(len(x))
+    of_order = order[:, None, None] == (order[:, None] + order[None])[None]
+    terms = jnp.where(jnp.expand_dims(of_order, range(1, pairs.ndim - 1)), pairs[None], 0)
+    return jnp.sum(terms, axis=(-2, -1))

@@ -135,11 +135,11 @@ def pushforward(apply: Operators, solved: Solved, tangents: Solved) -> tuple[Arr
     dot, df, dg, _, _ = tangents
     turned = None
     if dot.ridge is not None:
-        dg = _sum(dg, dot.ridge.astype(x.dtype) * (x / system.d) / system.d)
+        dg = plus(dg, dot.ridge.astype(x.dtype) * (x / system.d) / system.d)
     if dot.a is not None:
         da, d = matrix(system, dot.a), system.d
-        df = _sum(df, -times(da, d, x))
-        dg = _sum(dg, -adjoint_times(da, d, r))
+        df = plus(df, -times(da, d, x))
+        dg = plus(dg, -adjoint_times(da, d, r))
         if system.rcond is not None:
             turned = apply.null_part(system, adjoint_times(da, d, apply.w(system, x)))
             if g is not None:
@@ -168,8 +168,8 @@ def taylor(apply: Operators, solved: Solved, terms: Solved) -> tuple[Array, Arra
         rs, xs = solution
         r, x = (reversed_from(known, d - 1)[:-1] for known in solution)
         right = None if f is None else f[d], None if g is None else g[d]
-        f_d = _sum(right[0], -times(wide, units, _joined(x, -2)))
-        g_d = _sum(right[1], -adjoint_times(tall, unit, _joined(r, -2)))
+        f_d = plus(right[0], -times(wide, units, _joined(x, -2)))
+        g_d = plus(right[1], -adjoint_times(tall, unit, _joined(r, -2)))
         if dot.ridge is not None:
             shifted = jnp.sum(dot.ridge[1:].astype(x.dtype) * x, axis=0)
             g_d = g_d + shifted / unit / unit
@@ -203,7 +203,7 @@ def pushforward_of_null_part(
         assert dt is not None
         return apply.null_part(system, dt)
     _, fitted = apply.solve(system, times(dot.a, system.d, s), None)
-    inside = _sum(dt, -adjoint_times(dot.a, system.d, apply.w(system, t)))
+    inside = plus(dt, -adjoint_times(dot.a, system.d, apply.w(system, t)))
     return apply.null_part(system, inside) - fitted
 
 
@@ -217,5 +217,6 @@ def _cotangent(
     return System(a_bar, ridge_bar, None, root, None, q)
 
 
-def _sum(x: Array | None, y: Array) -> Array:
+def plus(x: Array | None, y: Array) -> Array:
+    """X + Y, of which X may be None, which is zero."""
     return y if x is None else x + y
