@@ -443,9 +443,7 @@ def derive(solved: Solved, forward_mode: bool) -> tuple[Array, Array, Array]:
     return r, x, unmeasured
 
 
-def linear_solution(
-    system: System, f: Array | None, g: Array | None
-) -> tuple[Array, Array, Array]:
+def linear_solution(system: System, f: Array | None, g: Array | None) -> tuple[Array, Array, Array]:
     """(r, x, x / d) in forward mode: the tangent map at nothing, linear in f and g.
 
     As such ``jax.linear_transpose`` takes it. Its derivative in A is that of the tangent map.

@@ -12,7 +12,14 @@ from jax.experimental import checkify
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxqr._arguments import as_matrices, compute_dtype, one_of
-from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, saying_how, watching_cotangents
+from jaxqr._autodiff import (
+    Arrays,
+    MaybeArrays,
+    differentiated,
+    saying_how,
+    varying_alike,
+    watching_cotangents,
+)
 from jaxqr._forward import schur as forward
 from jaxqr._linalg.batching import over_leading_axes
 from jaxqr._rules import qz as rules
@@ -202,7 +209,7 @@ def _qz(a: Array, b: Array, *, sort: str | None, forward_mode: bool, check_gauge
     with jax.numpy_dtype_promotion("standard"):
         dtype = _complex(jnp.result_type(a, b))
     shape = np.broadcast_shapes(a.shape, b.shape)
-    a, b = (jnp.broadcast_to(x.astype(dtype), shape) for x in (a, b))
+    a, b = varying_alike([jnp.broadcast_to(x.astype(dtype), shape) for x in (a, b)])
     factors = differentiated(QZ(sort), forward_mode)(a, b)
     return _watched("qz", *factors) if check_gauge else factors
 
@@ -217,6 +224,11 @@ def _schur(a: Array, *, sort: str | None, forward_mode: bool, check_gauge: bool)
 
 def _complex(dtype: DTypeLike) -> Any:
     return np.result_type(compute_dtype(dtype), np.complex64)
+
+
+def from_the_host(factors: Arrays, a: Array) -> Arrays:
+    """The factors, varying over devices as A does: those of a callback count as the same on all."""
+    return tuple(varying_alike([a, *factors])[1:])
 
 
 def of_schur(s: Array, z: Array) -> Factors:
@@ -243,7 +255,7 @@ class QZ:
 
     def forward(self, a: Array, b: Array) -> Arrays:
         """(s, t, q, z)."""
-        return forward.qz(a, b, self.sort)
+        return from_the_host(forward.qz(a, b, self.sort), a)
 
     def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
         """The factors."""
@@ -272,7 +284,7 @@ class Schur:
 
     def forward(self, a: Array) -> Arrays:
         """(s, z)."""
-        return forward.schur(a, self.sort)
+        return from_the_host(forward.schur(a, self.sort), a)
 
     def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
         """The factors."""

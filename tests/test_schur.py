@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 from jax.experimental import checkify
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from numerics import (
     assert_close,
     central_difference,
@@ -228,6 +230,29 @@ def test_transformations():
     assert_close(np.asarray(forward), by_differences, 1e-7)
     scale = norm(by_differences) * norm(w)
     assert abs(inner(reverse, v) - inner(by_differences, w)) <= 1e-7 * scale
+
+
+@pytest.mark.parametrize("forward_mode", [False, True])
+def test_shard_map(forward_mode):
+    """What comes from the host varies over the devices as A does; B is the same on all."""
+    a, b = pencil(3, "float64", batch=(2,))
+    b = b[0]
+
+    def loss(a, b):
+        factors = (
+            *jaxqr.qz(a, b, forward_mode=forward_mode),
+            *jaxqr.schur(a, forward_mode=forward_mode),
+        )
+        return sum(jnp.sum(jnp.abs(x) ** 4) for x in factors)
+
+    mapped = jax.shard_map(
+        lambda a, b: jax.lax.psum(loss(a, b), "batch"),
+        mesh=Mesh(np.array(jax.devices("cpu")[:2]), ("batch",)),
+        in_specs=(P("batch"), P()),
+        out_specs=P(),
+    )
+    expected, ours = (jax.jit(jax.grad(f, (0, 1)))(a, b) for f in (loss, mapped))
+    assert_close(ours, expected, 1e-12)
 
 
 def test_sort():
