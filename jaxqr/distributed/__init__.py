@@ -18,22 +18,20 @@ JAX sums R's cotangents over the devices before the rule sees them; with ``check
 sum and the rule's are one.
 
 **The cost**, for A (m, n) on P devices, m / P rows each, on the critical path; a round is one
-collective, a word is a number of A's type, and log is to the base 2 and rounded down::
+collective, a word is a number of A's type, and log is to the base 2 and rounded up::
 
                        rounds                  words sent        flops
-    value, tree        log P + 1 (*)           n^2 a round       6 m n^2 / P + 9 n^3 log P
+    value, tree        log P + 1               n^2 a round       6 m n^2 / P + 9 n^3 log P
     value, gather      2                       n^2 a round       6 m n^2 / P + 4 P n^3
     pushforward        1                       n^2               5 m n^2 / P + 2 n^3
     pullback           1                       n^2               5 m n^2 / P + 2 n^3
     lstsq (nrhs = 1)   like the value          n^2 a round       2 m n^2 / P + 4 n^3 log P
       its pullback     0                       0                 8 m n / P
 
-    (*) two more where P is not a power of two: those beyond it hand their triangles in first,
-        and get their part of Q last
-
-The gathered triangles are P n^2 words on each device; the tree holds two at a time. The last round
-of either makes R that of the first device everywhere; in value and gradient together it and the
-pullback's sum become one. ``reduction="auto"`` takes what is cheaper by :func:`a model
+Where P is not a power of two, some devices send two messages in a round. The gathered triangles
+are P n^2 words on each device; the tree holds two at a time. The last round of either makes R that
+of the first device everywhere; in value and gradient together it and the pullback's sum become one.
+``reduction="auto"`` takes what is cheaper by :func:`a model
 <jaxqr.distributed._reduction.seconds>`: with 2 or 3 devices the gather, with more the tree, unless
 triangles are small.
 

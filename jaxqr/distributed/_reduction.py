@@ -4,7 +4,7 @@ A device that has k < n rows has a trapezoid (k, n) instead, and the trapezoid g
 together; there is no padding, which a factorization could mistake for rows (see :func:`_tree`).
 """
 
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -24,9 +24,8 @@ RATE = 1e11  # operations a second
 
 
 def rounds(devices: int) -> int:
-    """Rounds of the tree, each of one triangle."""
-    core = devices.bit_length() - 1
-    return core if devices == 1 << core else core + 2
+    """Rounds of the tree, each of one triangle: ceil(log2 devices)."""
+    return (devices - 1).bit_length()
 
 
 def seconds(reduction: str, devices: int, rows: int, columns: int, itemsize: int) -> float:
@@ -85,12 +84,45 @@ def _rows(x: Array, at: Array | int, count: int) -> Array:
     return lax.dynamic_slice_in_dim(x, at, count, axis=x.ndim - 2)
 
 
-def _tree(r: Array, axis_name: AxisName, rank: int | None) -> tuple[Array | None, Array]:
-    """In round s, devices i and i ^ 2^s exchange what they have, and factor the same stack.
+class Round(NamedTuple):
+    """A round of the tree: what each device does, and who sends to whom."""
 
-    Both then hold the triangle of a block of 2^(s+1) devices, and each multiplies its rows of Q
-    by its half of the stack's. Devices beyond the last power of two hand in before the first
-    round, and get their rows after the last.
+    above: list[bool]  # whether the device is in the upper half of its block
+    upper: list[int]  # devices in that half
+    exchange: list[tuple[int, int]]
+    late: list[tuple[int, int]]  # to the one whose half has one device more than the other
+
+
+def rounds_of(devices: int) -> list[Round]:
+    """Blocks of devices are halved, down to single ones; the rounds go the other way.
+
+    Blocks of one round differ by at most one device. In the first, some may be single: their
+    lower half is empty.
+    """
+    out, blocks = [], [(0, devices)]
+    for _ in range(rounds(devices)):
+        above: list[bool] = []
+        upper: list[int] = []
+        exchange: list[tuple[int, int]] = []
+        late: list[tuple[int, int]] = []
+        halves = [(start, start + -(-size // 2), start + size) for start, size in blocks]
+        for start, middle, end in halves:
+            above += [True] * (middle - start) + [False] * (end - middle)
+            upper += [middle - start] * (end - start)
+            pairs = list(zip(range(start, middle), range(middle, end), strict=False))
+            exchange += pairs + [(low, high) for high, low in pairs]
+            if pairs and len(pairs) < middle - start:
+                late.append((end - 1, middle - 1))
+        out.append(Round(above, upper, exchange, late))
+        blocks = [(at, to - at) for s, m, e in halves for at, to in ((s, m), (m, e)) if to > at]
+    return out[::-1]
+
+
+def _tree(r: Array, axis_name: AxisName, rank: int | None) -> tuple[Array | None, Array]:
+    """In each round the halves of a block exchange what they have, and factor the same stack.
+
+    All devices of a block then hold its triangle, and each multiplies its rows of Q by its half
+    of the stack's. A half that has one device more than the other gets a second message.
 
     Where devices have fewer rows than columns and are no power of two, blocks differ in rows.
     What a trapezoid has less than its neighbour is zero rows at the end, and the stack has them
@@ -98,38 +130,27 @@ def _tree(r: Array, axis_name: AxisName, rank: int | None) -> tuple[Array | None
     columns would then lack what lies in rows that do not exist.
     """
     devices, me = lax.axis_size(axis_name), lax.axis_index(axis_name)
-    levels = devices.bit_length() - 1
-    core = 1 << levels
-    extra = devices - core
     k, n = r.shape[-2], rank or r.shape[-1]
-
-    own = folded = None
-    if extra:
-        hand_in = [(core + i, i) for i in range(extra)]
-        q, r = _factor(_stack(r, lax.ppermute(r, axis_name, hand_in), k), rank)
-        if q is not None:
-            own, folded = q[..., :k, :], q[..., k:, :]
-
     w = None
-    for level in range(levels):
-        span, rows = 1 << level, r.shape[-2]
-        theirs = lax.ppermute(r, axis_name, [(i, i ^ span) for i in range(core)])
-        above = me & span == 0
-        upper_rows: Array | int = rows
-        if extra and k < n:
-            behind = jnp.clip(extra - (me & -2 * span), 0, span)  # who handed in to upper's block
-            upper_rows = jnp.minimum(n, k * (span + behind))
-        stack = _stack(jnp.where(above, r, theirs), jnp.where(above, theirs, r), upper_rows)
+    for above, upper, exchange, late in rounds_of(devices):
+        rows = r.shape[-2]
+        theirs = lax.ppermute(r, axis_name, exchange)
+        if late:
+            is_late = _mine([device in dict(late).values() for device in range(devices)], me)
+            theirs = jnp.where(is_late, lax.ppermute(r, axis_name, late), theirs)
+        is_above = _mine(above, me)
+        at = _mine([min(n, k * count) for count in upper], me)
+        stack = _stack(jnp.where(is_above, r, theirs), jnp.where(is_above, theirs, r), at)
         q, r = _factor(stack, rank)
         if q is not None:
-            half = _rows(q, jnp.where(above, 0, upper_rows), rows)
+            half = _rows(q, jnp.where(is_above, 0, at), rows)
             w = half if w is None else matmul(w, half)
-
-    if own is not None and folded is not None and w is not None:
-        back = [(i, core + i) for i in range(extra)]
-        handed = lax.ppermute(matmul(folded, w), axis_name, back)
-        w = jnp.where(me < core, matmul(own, w), handed)
     return w, r
+
+
+def _mine(values: list[Any], me: Array) -> Any:
+    """What the device has of a list of all devices' values; if they are alike, it is no array."""
+    return values[0] if len(set(values)) == 1 else jnp.asarray(values)[me]
 
 
 def _stack(upper: Array, lower: Array, at: Array | int) -> Array:

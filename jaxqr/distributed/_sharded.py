@@ -238,16 +238,8 @@ def _lq(
     positive_diagonal: bool,
     reduction: Reduction,
 ) -> tuple[Array, Array]:
-    def local(a: Array) -> tuple[Array, Array]:
-        q, r = tsqr(a.mT, axes, positive_diagonal=positive_diagonal, reduction=reduction)
-        return r.mT, q.mT
-
-    columns = _spec(a.ndim - 2, batch_axes, None, axes)
-    replicated = _spec(a.ndim - 2, batch_axes)
-    factors: tuple[Array, Array] = jax.shard_map(
-        local, mesh=mesh, in_specs=columns, out_specs=(replicated, columns)
-    )(_placed(a, mesh, columns))
-    return factors
+    q, r = _qr(a.mT, mesh, axes, batch_axes, positive_diagonal, reduction)
+    return r.mT, q.mT
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5, 6, 7))

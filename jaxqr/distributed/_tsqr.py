@@ -32,9 +32,8 @@ def tsqr(
             a tuple of several.
         positive_diagonal: as in :func:`jaxqr.qr`.
         reduction: how the devices' triangles become one. "tree": in ceil(log2 P) rounds of one
-            n x n triangle, and one more where P is not a power of two; "gather": all at once.
-            After either, one round makes R the same everywhere. "auto": by a cost model
-            (:mod:`jaxqr.distributed`).
+            n x n triangle; "gather": all at once. After either, one round makes R the same
+            everywhere. "auto": by a cost model (:mod:`jaxqr.distributed`).
 
     Returns:
         ``(q, r)``: q (..., m_local, n), this device's rows of Q, and r (..., n, n), to the last
