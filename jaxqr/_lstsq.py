@@ -141,8 +141,8 @@ def lstsq(
 
     All of it is done by orthogonal factorization, the ridge by that of A and sqrt(ridge) I, the
     larger of the two above the other. Deep and square A (m >= n): the reflectors that make A
-    triangular are applied to b as they are, so Q is never formed: 2 m n^2 operations. Wide A: the
-    LQ factorization. With rcond: column-pivoted QR and a complete orthogonal decomposition, two to
+    triangular are applied to b as they are, so Q is never formed (but for square A with a ridge):
+    2 m n^2 operations. Wide A: the LQ factorization. With rcond: column-pivoted QR and a complete orthogonal decomposition, two to
     three times that.
 
     The derivative is that of G. H. Golub and V. Pereyra, "The differentiation of pseudo-inverses
@@ -382,7 +382,9 @@ def _solved(
         r = jnp.zeros_like(b) if ridge is None else -ridge.astype(a.dtype) * (y / d)
         return r, x, system
     keep_q = forward_mode or rows <= columns
-    if rcond is None and not forward_mode and b.shape[-1] <= columns:
+    # Square A keeps its reflectors; above or below a ridge it has none, and Q serves.
+    by_q = forward_mode or rcond is not None or (ridge is not None and rows == columns)
+    if not by_q and b.shape[-1] <= columns:
         size = units_of_columns(b_)
         factors = constant(least_squares.factor_and_solve_without_q, a, b / size, ridge)
         root, d, reflectors, x = factors

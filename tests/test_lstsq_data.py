@@ -129,6 +129,23 @@ def test_no_residual(options):
     assert jaxqr.lstsq(square, right, **options, full=True).rss == 0
 
 
+@pytest.mark.parametrize("forward_mode", [False, True])
+def test_next_to_no_residual(forward_mode):
+    """The same system with a ridge that is zero, as only the values tell, or next to zero."""
+    a = np.array([[0.04, 0.02], [900.0, 400.0]])
+    b = np.array([0.06, 400.0])
+    inverse = np.linalg.inv(a)
+    expected = -np.outer(inverse.T @ np.ones(2), inverse @ b)
+
+    def total(a, b, ridge):
+        return jnp.sum(jaxqr.lstsq(a, b, ridge=ridge, forward_mode=forward_mode))
+
+    ridges = jnp.asarray([0, 1e-14, 1e-12], "float32")
+    grad = jax.jit(jax.vmap(jax.grad(total), (None, None, 0)))
+    for ours in grad(jnp.asarray(a, "float32"), jnp.asarray(b, "float32"), ridges):
+        np.testing.assert_allclose(ours, expected, rtol=0.1)
+
+
 def test_full_row_rank_with_rcond():
     """Wide, with rcond: no residual, and nothing of it in A-bar."""
     a, b = matrix((3, 5), "float32", cond=1e3), gaussian((3,), "float32")
