@@ -142,8 +142,8 @@ def lstsq(
     All of it is done by orthogonal factorization, the ridge by that of A and sqrt(ridge) I, the
     larger of the two above the other. Deep and square A (m >= n): the reflectors that make A
     triangular are applied to b as they are, so Q is never formed (but for square A with a ridge):
-    2 m n^2 operations. Wide A: the LQ factorization. With rcond: column-pivoted QR and a complete orthogonal decomposition, two to
-    three times that.
+    2 m n^2 operations. Wide A: the LQ factorization. With rcond: column-pivoted QR and a complete
+    orthogonal decomposition, two to three times that.
 
     The derivative is that of G. H. Golub and V. Pereyra, "The differentiation of pseudo-inverses
     and nonlinear least squares problems whose variables separate", SIAM J. Numer. Anal. 10 (1973),
