@@ -425,8 +425,36 @@ def _batch_function(args: Any, dims: Any, *, rule: Any, forward: bool, traced: A
 
 
 def _batch_constant(operands: Any, dims: Any, *, traced: Any) -> Any:
-    out = constant(jax.vmap(jaxpr_as_fun(traced), in_axes=tuple(dims)), *operands)
-    return out, (0,) * len(out)
+    # What nothing mapped goes into stays as it is: a factor that right-hand sides share.
+    f, axes = jaxpr_as_fun(traced), tuple(dims)
+    out_axes = [0 if mapped else None for mapped in _which_are_mapped(f, axes, operands)]
+    return constant(jax.vmap(f, axes, out_axes), *operands), out_axes
+
+
+def _which_are_mapped(f: Callable[..., Any], axes: tuple[int | None, ...], args: Any) -> list[bool]:
+    """Of each output of F, whether vmap maps it."""
+    found: list[bool] = []
+
+    def noted(i: int, x: Array) -> Array:
+        @jax.custom_batching.custom_vmap
+        def identity(x: Array) -> Array:
+            return x
+
+        @identity.def_vmap
+        def rule(_: int, batched: list[bool], x: Array) -> tuple[Array, bool]:
+            found[i] = True
+            return x, batched[0]
+
+        out: Array = identity(x)
+        return out
+
+    def watched(*args: Array) -> list[Array]:
+        out = f(*args)
+        found.extend([False] * len(out))
+        return [noted(i, x) for i, x in enumerate(out)]
+
+    jax.eval_shape(jax.vmap(watched, axes), *args)
+    return found
 
 
 def _batch_pullback(

@@ -331,8 +331,8 @@ def test_what_is_not_asked_for_costs_nothing():
     "options", [{}, {"ridge": 0.1}, {"rcond": "auto"}, {"forward_mode": True}], ids=str
 )
 def test_vmap_over_b_shares_a(options):
-    """The value and the gradient, in memory too: neither A nor its cotangent once for each b."""
-    a, b = jnp.asarray(matrix((40, 10))), jnp.asarray(gaussian((300, 40)))
+    """The value and the gradient, in memory too: no A, factor or cotangent of A for each b."""
+    a, b = jnp.asarray(matrix((100, 40))), jnp.asarray(gaussian((300, 100)))
 
     def by_vmap(a, b):
         return jax.vmap(lambda b: jaxqr.lstsq(a, b, **options))(b)

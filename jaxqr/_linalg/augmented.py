@@ -27,7 +27,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxqr._linalg import products, reflectors
-from jaxqr._linalg.algebra import adjoint, matmul, project, solve_adjoint_left, solve_left
+from jaxqr._linalg.algebra import (
+    adjoint,
+    materialized,
+    matmul,
+    project,
+    solve_adjoint_left,
+    solve_left,
+)
 from jaxqr._linalg.batching import over_columns, over_matrices
 from jaxqr._linalg.scaling import column_units, magnitudes, unit
 
@@ -129,9 +136,8 @@ def product_over(left: Array, d: Array, right: Array, *, as_adjoint: bool) -> Ar
     """
     largest = jnp.max(magnitudes(left), axis=-2, keepdims=True)
     size = unit(largest).astype(left.dtype)
-    x, y = left / size, right * jnp.where(largest == 0, 0, size) / d
-    pair = (y, products.adjoint(x)) if as_adjoint else (x, products.adjoint(y))
-    return products.matmul(*pair)
+    x, y = materialized((left / size, right * jnp.where(largest == 0, 0, size) / d))
+    return products.outer(y, x) if as_adjoint else products.outer(x, y)
 
 
 def _times(a: Array, d: Array, x: Array) -> Array:
