@@ -293,7 +293,8 @@ def _real_or_complex(
     of_ridge = () if ridge is None else ridge.shape
     batch = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2], of_ridge)
     if 0 in (*batch, m, n, nrhs):
-        return _of_nothing(a, b, ridge, batch), first_dependent(a[..., :0, :0])
+        lost = first_dependent(a[..., :0, :0]) if options["check_rank"] else None
+        return _of_nothing(a, b, ridge, batch), lost
     if a.ndim == 2 and b.ndim > 2 and of_ridge == ():  # one matrix: more b are more columns
         columns = jnp.moveaxis(b, -2, 0).reshape(m, -1)
         ridge = None if ridge is None else ridge[None, None]

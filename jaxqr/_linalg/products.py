@@ -10,7 +10,7 @@ from jax.lax.linalg import triangular_solve
 from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.tuning import by_platform
 
-_WRITTEN_OUT = 4  # columns
+_WRITTEN_OUT = 4  # columns of narrow factors
 _ROWS = 2048  # of a sum that is taken term by term
 
 
@@ -63,7 +63,7 @@ def outer(x: Array, y: Array) -> Array:
     The product of a column or two is written out: where it is added up over a batch, XLA then does
     so in one loop. Products of matrices it would hold, or add up slowly.
     """
-    if x.shape[-1] > _WRITTEN_OUT:
+    if not 0 < x.shape[-1] <= _WRITTEN_OUT:
         return matmul(x, adjoint(y))
     rows = jnp.conj(y)[..., None, :, :]
     columns = x[..., :, None, :]
