@@ -206,10 +206,14 @@ def value_and_pullback(**options):
 
 @pytest.mark.parametrize("shape", [(30, 5), (5, 5)], ids=str)
 def test_deep_never_forms_q(shape):
-    """Forward or backward, under jit, grad and vmap, with a ridge or without; others do."""
+    """Forward or backward, under jit, grad and vmap, with a ridge or without; others do.
+
+    So does square A with a ridge, whose gradient without Q is wrong where the ridge is next to zero
+    (test_lstsq_data.py, test_next_to_no_residual).
+    """
     a, b = jnp.asarray(matrix(shape)), jnp.asarray(gaussian(shape[:1]))
     many = jnp.stack([a, a]), jnp.stack([b, b])
-    for options in ({}, {"ridge": 0.1}):
+    for options in ({}, {"ridge": 0.1}) if shape[0] > shape[1] else ({},):
         run = value_and_pullback(**options)
         for program in (
             jax.jit(functools.partial(jaxqr.lstsq, **options)).lower(a, b),
