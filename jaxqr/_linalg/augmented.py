@@ -34,6 +34,7 @@ from jaxqr._linalg.algebra import (
     project,
     solve_adjoint_left,
     solve_left,
+    total,
 )
 from jaxqr._linalg.batching import over_columns, over_matrices
 from jaxqr._linalg.scaling import column_units, magnitudes, unit
@@ -137,7 +138,22 @@ def product_over(left: Array, d: Array, right: Array, *, as_adjoint: bool) -> Ar
     largest = jnp.max(magnitudes(left), axis=-2, keepdims=True)
     size = unit(largest).astype(left.dtype)
     x, y = materialized((left / size, right * jnp.where(largest == 0, 0, size) / d))
-    return products.outer(y, x) if as_adjoint else products.outer(x, y)
+    return _outer(y, x) if as_adjoint else _outer(x, y)
+
+
+_WRITTEN_OUT = 4  # columns
+
+
+def _outer(x: Array, y: Array) -> Array:
+    """X Y^H for narrow x (..., m, p) and y (..., n, p).
+
+    The product of a column or two is written out: where it is added up over a batch, XLA then does
+    so in one loop. Products of matrices it would hold, or add up slowly.
+    """
+    if not 0 < x.shape[-1] <= _WRITTEN_OUT:
+        return products.matmul(x, products.adjoint(y))
+    columns, rows = x[..., :, None, :], jnp.conj(y)[..., None, :, :]
+    return total(columns[..., i] * rows[..., i] for i in range(x.shape[-1]))
 
 
 def _times(a: Array, d: Array, x: Array) -> Array:

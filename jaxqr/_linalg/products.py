@@ -1,7 +1,7 @@
 """Products and triangular solves of matrices (..., rows, columns), in one precision."""
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -10,7 +10,6 @@ from jax.lax.linalg import triangular_solve
 from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.tuning import by_platform
 
-_WRITTEN_OUT = 4  # columns of narrow factors
 _ROWS = 2048  # of a sum that is taken term by term
 
 
@@ -55,20 +54,6 @@ def project(q: Array, x: Array) -> Array:
     rest = product(q[..., blocks * _ROWS :, :], x[..., blocks * _ROWS :, :])
     out: Array = lax.fori_loop(0, blocks, add, rest)
     return out
-
-
-def outer(x: Array, y: Array) -> Array:
-    """X Y^H for narrow x (..., m, p) and y (..., n, p).
-
-    The product of a column or two is written out: where it is added up over a batch, XLA then does
-    so in one loop. Products of matrices it would hold, or add up slowly.
-    """
-    if not 0 < x.shape[-1] <= _WRITTEN_OUT:
-        return matmul(x, adjoint(y))
-    rows = jnp.conj(y)[..., None, :, :]
-    columns = x[..., :, None, :]
-    terms = [columns[..., i] * rows[..., i] for i in range(x.shape[-1])]
-    return reduce(jnp.add, terms)
 
 
 def _by_real_products(x: Array, y: Array) -> Array:

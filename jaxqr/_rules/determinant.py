@@ -14,12 +14,12 @@ with B = A^+H, which is the r of the augmented system with f = 0 and g = I (see
 every expansion follows, from the one factorization.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxqr._linalg.products import matmul
 from jaxqr._rules.least_squares import Operators, Solved, System, taylor
-from jaxqr._rules.taylor import from_first
+from jaxqr._rules.taylor import coefficient, from_first
 
 Parts = tuple[Array, Array]  # the sign (...,) and the logarithm (...,)
 
@@ -87,9 +87,12 @@ def series(apply: Operators, system: System, a: Array, sign: Array) -> Parts:
 
 def inner_products(x: Array, y: Array) -> Array:
     """The series of tr(X^H Y), (orders, ...), from those of X and Y, (orders, ..., m, n)."""
-    rows, columns = (jnp.moveaxis(z.reshape(*z.shape[:-2], -1), 0, -2) for z in (x, y))
-    pairs = matmul(jnp.conj(rows), jnp.swapaxes(columns, -1, -2))
-    order = jnp.arange(len(x))
-    of_order = order[:, None, None] == (order[:, None] + order[None])[None]
-    terms = jnp.where(jnp.expand_dims(of_order, range(1, pairs.ndim - 1)), pairs[None], 0)
-    return jnp.sum(terms, axis=(-2, -1))
+
+    def of_matrix(x: Array, y: Array) -> Array:
+        rows, columns = jnp.conj(x).reshape(len(x), 1, -1), y.reshape(len(y), -1, 1)
+        out: Array = lax.map(lambda d: coefficient(rows, columns, d)[0, 0], jnp.arange(len(x)))
+        return out
+
+    for _ in x.shape[1:-2]:
+        of_matrix = jax.vmap(of_matrix, 1, 1)
+    return of_matrix(x, y)

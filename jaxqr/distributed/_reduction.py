@@ -136,7 +136,8 @@ def _tree(r: Array, axis_name: AxisName, rank: int | None) -> tuple[Array | None
         rows = r.shape[-2]
         theirs = lax.ppermute(r, axis_name, exchange)
         if late:
-            is_late = _mine([device in dict(late).values() for device in range(devices)], me)
+            targets = {target for _, target in late}
+            is_late = _mine([device in targets for device in range(devices)], me)
             theirs = jnp.where(is_late, lax.ppermute(r, axis_name, late), theirs)
         is_above = _mine(above, me)
         at = _mine([min(n, k * count) for count in upper], me)
