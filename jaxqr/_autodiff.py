@@ -136,7 +136,7 @@ def reverse_mode(f: Differentiable) -> Callable[..., Arrays]:
     wrapped.defvjp(fwd, bwd, symbolic_zeros=True)
 
     def in_reverse_alone(*args: Array) -> Arrays:
-        outputs: Arrays = wrapped(*_tangents_refused(f.caller)(*args))
+        outputs: Arrays = wrapped(*(watched_p.bind(x, caller=f.caller) for x in args))
         return outputs
 
     return in_reverse_alone
@@ -167,33 +167,11 @@ def differentiated(f: Any, forward: bool) -> Callable[..., Any]:
 
 
 # Forward mode meets a custom_vjp with a sentence of JAX's that names neither the function nor the
-# way out, and as late as when the tangent is computed, vectorized or lowered. So tangents on their
-# way into one pass a primitive that is refused in the same places with a sentence of ours. Its
-# transpose is the identity. It is given nothing of the primal, an empty array, which is mapped if
-# the primal is: where the tangent alone is, somebody takes a Jacobian column by column. Both are
-# mapped in reverse mode too, of a function that maps. Where it is a jvp that is mapped, JAX's
-# sentence comes next, and what calls us turns it into ours.
-
-
-@functools.cache
-def _tangents_refused(caller: str) -> Callable[..., Arrays]:
-    """The identity of arrays, with ``reverse_alone_p`` for its tangent map."""
-
-    @jax.custom_jvp
-    def identity(*args: Array) -> Arrays:
-        return args
-
-    def jvp(primals: Arrays, tangents: tuple[Any, ...]) -> tuple[Arrays, tuple[Any, ...]]:
-        # The primals as they are: reverse mode sees that what it keeps is the argument.
-        return primals, tuple(
-            t
-            if isinstance(t, SymbolicZero)
-            else reverse_alone_p.bind(t, jnp.ravel(p)[:0], caller=caller)
-            for p, t in zip(primals, tangents, strict=True)
-        )
-
-    identity.defjvp(jvp, symbolic_zeros=True)
-    return identity
+# way out, and as late as when the tangent is computed, vectorized or lowered. So arguments on their
+# way into one pass an identity whose tangent map is a primitive that is refused in the same places
+# with a sentence of ours. Its transpose is the identity. Both are primitives, for these are mapped
+# before they are differentiated, as a custom_vjp is: so the tangent map is mapped only where
+# forward mode is, by vmap of a jvp or of what a Jacobian's columns go through.
 
 
 _FORWARD_REFUSED = (
@@ -206,34 +184,26 @@ def _refuse_forward(*_: Any, caller: str, **__: Any) -> Any:
     raise TypeError(_FORWARD_REFUSED.format(caller=caller))
 
 
-def _batch_reverse_alone(args: Any, dims: Any, *, caller: str) -> Any:
-    if dims[1] is None:
-        _refuse_forward(caller=caller)
-    return reverse_alone_p.bind(*args, caller=caller), dims[0]
+def _jvp_of_watched(primals: Any, tangents: Any, *, caller: str) -> Any:
+    # The primal as it is: reverse mode sees that what it keeps is the argument.
+    (x,), (dot,) = primals, tangents
+    return x, dot if isinstance(dot, ad.Zero) else reverse_alone_p.bind(dot, caller=caller)
 
 
-def saying_how(f: F) -> F:
-    """F, a public function, whose refusal of forward mode is ours and not JAX's."""
-
-    @functools.wraps(f)
-    def called(*args: Any, **options: Any) -> Any:
-        try:
-            return f(*args, **options)
-        except TypeError as error:
-            if not str(error).startswith("can't apply forward-mode autodiff (jvp) to a custom_vjp"):
-                raise
-            raise TypeError(_FORWARD_REFUSED.format(caller=f.__name__)) from error
-
-    return called  # type: ignore[return-value]
-
+watched_p = Primitive("jaxqr_watched")
+watched_p.def_impl(lambda x, **_: x)
+watched_p.def_abstract_eval(lambda x, **_: x)
+mlir.register_lowering(watched_p, lambda _, x, **__: [x])
+ad.primitive_jvps[watched_p] = _jvp_of_watched
+batching.defvectorized(watched_p)
 
 reverse_alone_p = Primitive("jaxqr_reverse_alone")
 reverse_alone_p.def_impl(_refuse_forward)
-reverse_alone_p.def_abstract_eval(lambda t, *_, **__: t)
+reverse_alone_p.def_abstract_eval(lambda t, **_: t)
 mlir.register_lowering(reverse_alone_p, _refuse_forward)
 ad.primitive_jvps[reverse_alone_p] = _refuse_forward
-ad.primitive_transposes[reverse_alone_p] = lambda cotangent, *_, **__: [cotangent, None]
-batching.primitive_batchers[reverse_alone_p] = _batch_reverse_alone
+ad.primitive_transposes[reverse_alone_p] = lambda cotangent, *_, **__: [cotangent]
+batching.primitive_batchers[reverse_alone_p] = _refuse_forward
 
 
 def watching_cotangents(watch: Callable[[Arrays, MaybeArrays], None]) -> Callable[..., Arrays]:
@@ -596,6 +566,7 @@ def _jet_rule(series_of: Callable[..., list[Arrays]]) -> Callable[..., Any]:
     return of_operands
 
 
+jet.deflinear(watched_p)
 jet.jet_rules[function_p] = _jet_rule(
     functools.partial(_expanded, wire=functools.partial(differentiated, forward=True))
 )

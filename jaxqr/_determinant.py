@@ -16,7 +16,6 @@ from jaxqr._autodiff import (
     Wiring,
     constant,
     differentiated,
-    saying_how,
     varying_alike,
 )
 from jaxqr._forward import least_squares
@@ -32,7 +31,6 @@ class SlogDet(NamedTuple):
     logabsdet: Any  # (...,), real
 
 
-@saying_how
 @by_name
 def slogdet(a: ArrayLike, *, forward_mode: bool = False) -> SlogDet:
     """The sign and the logarithm of |det A|, by QR; of deep A, of the volume of its columns.

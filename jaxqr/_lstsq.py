@@ -29,7 +29,6 @@ from jaxqr._autodiff import (
     constant,
     differentiated,
     linear,
-    saying_how,
     varying_alike,
 )
 from jaxqr._forward import least_squares
@@ -81,7 +80,6 @@ def lstsq(
 ) -> LeastSquares: ...
 
 
-@saying_how
 @by_name
 def lstsq(
     a: ArrayLike,

@@ -18,11 +18,9 @@ from jaxqr._arguments import (
     one_of,
     result_dtype,
 )
-from jaxqr._autodiff import saying_how
 from jaxqr._qr import qr
 
 
-@saying_how
 @by_name
 def qr_multiply(
     a: ArrayLike,

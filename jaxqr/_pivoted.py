@@ -23,7 +23,7 @@ from jaxqr._arguments import (
     require_rank,
     result_dtype,
 )
-from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, differentiated, saying_how
+from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, differentiated
 from jaxqr._forward import pivoting
 from jaxqr._forward.pivoting import take_columns
 from jaxqr._linalg.batching import over_leading_axes, over_matrices, unless_any
@@ -168,7 +168,6 @@ def pivoted_qr(
 def pivoted_qr(
     a: ArrayLike, *, mode: Literal["r"], **options: Unpack[PivotedOptions]
 ) -> tuple[Array, Array]: ...
-@saying_how
 @by_name
 def pivoted_qr(
     a: ArrayLike,

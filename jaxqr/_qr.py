@@ -31,7 +31,7 @@ from jaxqr._arguments import (
     require_rank,
     result_dtype,
 )
-from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, differentiated, saying_how
+from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, differentiated
 from jaxqr._forward import METHODS
 from jaxqr._linalg.batching import over_leading_axes, over_matrices, unless_any
 from jaxqr._linalg.dependence import dependent_columns, marks
@@ -339,7 +339,7 @@ def seen_in(mirror: Mirror[Alone]) -> Callable[[Callable[..., None]], Factorize[
         shown = shown.replace(parameters=list({**shown.parameters, "mode": modes}.values()))
         public = functools.update_wrapper(factorize, described)
         public.__signature__ = shown  # type: ignore[attr-defined]
-        return cast(Factorize[Alone], saying_how(by_name(public)))
+        return cast(Factorize[Alone], by_name(public))
 
     return decorate
 

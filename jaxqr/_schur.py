@@ -16,7 +16,6 @@ from jaxqr._autodiff import (
     Arrays,
     MaybeArrays,
     differentiated,
-    saying_how,
     varying_alike,
     watching_cotangents,
 )
@@ -44,7 +43,6 @@ class SchurResult(NamedTuple):
     z: Array
 
 
-@saying_how
 def qz(
     a: ArrayLike,
     b: ArrayLike,
@@ -122,7 +120,6 @@ def qz(
     return QZResult(*factors)
 
 
-@saying_how
 def schur(
     a: ArrayLike,
     *,

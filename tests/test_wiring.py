@@ -120,6 +120,10 @@ FORWARD = {
     "linearize": lambda f, a: jax.linearize(f, a)[1](a),
     "hessian": lambda f, a: jax.hessian(lambda a: jnp.sum(jnp.sin(f(a))))(a),
     "vmap": lambda f, a: jax.vmap(lambda a: jax.jvp(f, (a,), (a,)))(a[None]),
+    "vmap, of a jit": lambda f, a: jax.vmap(lambda a: jax.jvp(jax.jit(f), (a,), (a,)))(a[None]),
+    "vmap, of a cond": lambda f, a: jax.vmap(
+        lambda a: jax.jvp(lambda a: jax.lax.cond(a[0, 0] > 0, f, f, a), (a,), (a,))
+    )(a[None]),
     "of a vmap": lambda f, a: jax.jvp(jax.vmap(f), (a[None],), (a[None],)),
     "of a scan": lambda f, a: jax.jvp(
         lambda a: jax.lax.scan(lambda a, _: (a + jnp.sum(f(a)), None), a, length=2), (a,), (a,)
@@ -148,7 +152,7 @@ def test_forward_mode_is_refused_with_the_way_out(name, use):
 
 
 def test_reverse_mode_passes_what_refuses_forward_mode():
-    """Through scan, checkpoint and linearize, where tangents are staged before a transpose."""
+    """Through scan, checkpoint, jit, cond and linearize: tangents are staged, then transposed."""
     a = jnp.asarray(matrix((4, 3)))
 
     def f(a, forward_mode=False):
@@ -170,6 +174,9 @@ def test_reverse_mode_passes_what_refuses_forward_mode():
     of_a_map = jax.grad(lambda a: jnp.sum(jnp.sin(jax.vmap(f)(a))))
     each = jax.vmap(jax.grad(lambda a: jnp.sum(jnp.sin(f(a)))))
     assert_close(of_a_map(a[None]), each(a[None]), 1e-12)
+    either = jax.jit(lambda a: jax.lax.cond(a[0, 0] > 0, f, f, a))
+    of_either = jax.vmap(jax.grad(lambda a: jnp.sum(jnp.sin(either(a)))))
+    assert_close(of_either(a[None]), each(a[None]), 1e-12)
     (pulled,) = jax.linear_transpose(jax.linearize(f, a)[1], a)(f(a))
     assert_close(pulled, jax.vjp(f, a)[1](f(a))[0], 1e-15)
 
