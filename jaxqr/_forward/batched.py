@@ -10,6 +10,7 @@ from jaxqr._linalg.batching import innermost, outermost
 from jaxqr._linalg.reflectors import (
     Reflectors,
     abs2,
+    eliminated,
     magnitude,
     reflect,
     reflected,
@@ -67,9 +68,10 @@ def _eliminate(x: Array, steps: int) -> tuple[list[tuple[Array, Array]], list[Ar
     for _ in range(steps):
         alpha, below = x[0, 0], x[1:, 0]
         rest = total([jnp.zeros_like(alpha.real), *abs2(below)])
-        tau, beta, scale = materialized(scalars(alpha, materialized(rest)))
+        beta = materialized(eliminated(alpha, rest))
+        tau, scale = scalars(alpha, beta)
         v = materialized(below * scale[None])
-        reflectors.append((v, tau))
+        reflectors.append((v, materialized(tau)))  # in what follows it is part of a loop
         beta = beta.astype(x.dtype)[None]
         if x.shape[1] == 1:
             rows.append(beta)

@@ -135,12 +135,13 @@ def reflector(x: Array, j: Any, row: Any) -> tuple[Array, Array, Array]:
     v is 1 in row j and 0 above; tau = 0 where there is nothing to do. ``row`` is 0, 1, ..., m - 1.
     """
     below = jnp.where(row > j, x, 0)
-    tau, beta, scale = scalars(x[j], jnp.sum(abs2(below)))
+    beta = eliminated(x[j], jnp.sum(abs2(below)))
+    tau, scale = scalars(x[j], beta)
     return jnp.where(row == j, 1, below * scale), tau, beta
 
 
-def scalars(alpha: Array, rest: Array) -> tuple[Array, Array, Array]:
-    """Tau, beta, and what the elements below alpha times it are in v; rest is their |.|^2's sum.
+def eliminated(alpha: Array, rest: Array) -> Array:
+    """Beta, real: what H makes of alpha and the elements below it, whose |.|^2's sum is ``rest``.
 
     A column of magnitude one of which so little is left that squares underflow stays as it is:
     with an inexact norm the reflector would not be unitary, and what is left is far below rounding.
@@ -150,10 +151,15 @@ def scalars(alpha: Array, rest: Array) -> tuple[Array, Array, Array]:
     beta = jnp.where(alpha.real >= 0, -norm, norm)
     limits = jnp.finfo(square.dtype)
     nothing = ((rest == 0) & (alpha.imag == 0)) | (square < limits.tiny / limits.eps**2)
-    beta = jnp.where(nothing, alpha.real, beta)
+    return jnp.where(nothing, alpha.real, beta)
+
+
+def scalars(alpha: Array, beta: Array) -> tuple[Array, Array]:
+    """Tau, and what the elements below alpha times it are in v."""
+    nothing = beta == alpha.real  # which beta's sign is against, elsewhere
     to = beta.astype(alpha.dtype)
     tau = jnp.where(nothing, 0, (to - alpha) / jnp.where(nothing, 1, to))
-    return tau, beta, jnp.where(nothing, 0, 1 / jnp.where(nothing, 1, alpha - to))
+    return tau, jnp.where(nothing, 0, 1 / jnp.where(nothing, 1, alpha - to))
 
 
 def abs2(x: Array) -> Array:
