@@ -26,9 +26,8 @@ from jaxqr._arguments import (
 from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, differentiated
 from jaxqr._forward import pivoting
 from jaxqr._forward.pivoting import take_columns
-from jaxqr._linalg.batching import over_leading_axes, over_matrices, unless_any
+from jaxqr._linalg.batching import over_leading_axes, over_matrices
 from jaxqr._linalg.phases import with_positive_diagonal
-from jaxqr._linalg.scaling import is_extreme
 from jaxqr._rules import partial_qr, taylor
 
 
@@ -75,9 +74,7 @@ class PivotedQR:
             if r_bar is None:
                 return (jnp.zeros_like(a),)
             x, y = self._cut(a, p)
-            b_bar = unless_any(_is_extreme, _pull_r, functools.partial(_pull_r, extreme=True))(
-                x, r, y, r_bar
-            )
+            b_bar = over_matrices(partial_qr.pullback_r)(x, r, y, r_bar)
         else:
             q, r, p, *kept = residuals
             b_bar = over_matrices(partial_qr.pullback)(q, r, self._beyond(kept, p), *cotangents[:2])
@@ -136,16 +133,6 @@ class RandomlyPivotedQR(PivotedQR):
         args, outputs = super().recovered([term[:-1] for term in residuals])
         noises = [term[-1] for term in residuals]
         return [(a, noise) for (a,), noise in zip(args, noises, strict=True)], outputs
-
-
-def _is_extreme(x: Array, r: Array, *_: Any) -> Array:
-    return is_extreme(r)
-
-
-def _pull_r(x: Array, r: Array, y: Array | None, r_bar: Array, *, extreme: bool = False) -> Array:
-    pull = functools.partial(partial_qr.pullback_r, extreme=extreme)
-    b_bar: Array = over_matrices(pull)(x, r, y, r_bar)
-    return b_bar
 
 
 class PivotedOptions(Options, total=False):

@@ -36,7 +36,6 @@ from jaxqr._forward import METHODS
 from jaxqr._linalg.batching import over_leading_axes, over_matrices, unless_any
 from jaxqr._linalg.dependence import dependent_columns, marks
 from jaxqr._linalg.phases import with_positive_diagonal
-from jaxqr._linalg.scaling import is_extreme
 from jaxqr._rules import partial_qr, taylor
 
 # The mode in which the triangular factor comes alone.
@@ -128,7 +127,7 @@ class QR:
         da = self.mirror.of(da)
         if self.mode == "r":
             a, r = residuals
-            return (self.mirror.r(_where_dependent(self._push_r, self._push_held_r)(a, r, da)),)
+            return (self.mirror.r(_where_dependent(_push_r, self._push_held_r)(a, r, da)),)
         q, r = residuals
         push = over_matrices(lambda q, r, da: partial_qr.pushforward(q, r, None, da))
         if self.dependent == "hold":
@@ -143,7 +142,7 @@ class QR:
             a, r = residuals
             if r_bar is None:
                 return (self.mirror.q(jnp.zeros_like(a)),)
-            pull = _where_dependent(self._pull_r, self._pull_held_r, extreme=True)
+            pull = _where_dependent(_pull_r, self._pull_held_r)
             return (self.mirror.q(pull(a, r, r_bar)),)
         q, r = residuals
         q_bar = None if cotangents[0] is None else self.mirror.of(cotangents[0])
@@ -178,20 +177,10 @@ class QR:
 
     # R alone, of what the mirror shows. Where columns depend on others, Q is applied by reflectors.
 
-    def _pull_r(self, a: Array, r: Array, r_bar: Array, *, extreme: bool = False) -> Array:
-        pull = functools.partial(_pullback_r, extreme=extreme)
-        a_bar: Array = over_matrices(pull)(_leading(a), r, r_bar)
-        return a_bar
-
     def _pull_held_r(self, a: Array, r: Array, r_bar: Array) -> Array:
         factor = over_leading_axes(partial_qr.pullback_held_r)(r, r_bar, marks(r))
         rows = [(0, 0)] * (a.ndim - 2) + [(0, a.shape[-2] - r.shape[-2]), (0, 0)]
         return apply_q(a, r, jnp.pad(factor, rows), self._applied(adjoint=False))
-
-    def _push_r(self, a: Array, r: Array, da: Array) -> Array:
-        push = over_matrices(lambda x, r, da: partial_qr.pushforward_r(x, r, None, da))
-        dr: Array = push(_leading(a), r, da)
-        return dr
 
     def _push_held_r(self, a: Array, r: Array, da: Array) -> Array:
         g = apply_q(a, r, da, self._applied(adjoint=True))[..., : r.shape[-2], :]
@@ -206,8 +195,16 @@ class QR:
         return *(self.mirror.q(x) for x in q), self.mirror.r(r)
 
 
-def _pullback_r(x: Array, r: Array, r_bar: Array, *, extreme: bool) -> Array:
-    return partial_qr.pullback_r(x, r, None, r_bar, extreme=extreme)
+def _pull_r(a: Array, r: Array, r_bar: Array) -> Array:
+    pull = over_matrices(lambda x, r, r_bar: partial_qr.pullback_r(x, r, None, r_bar))
+    a_bar: Array = pull(_leading(a), r, r_bar)
+    return a_bar
+
+
+def _push_r(a: Array, r: Array, da: Array) -> Array:
+    push = over_matrices(lambda x, r, da: partial_qr.pushforward_r(x, r, None, da))
+    dr: Array = push(_leading(a), r, da)
+    return dr
 
 
 def _push_held(q: Array, r: Array, da: Array) -> Any:
@@ -221,28 +218,13 @@ def _pull_held(both: Callable[[Arrays], MaybeArrays], q: Array, r: Array, *bars:
     return over_leading_axes(pull)(q, r, marks(r), *bars)
 
 
-def _where_dependent(
-    usual: Callable[..., Any], held: Callable[..., Any], *, extreme: bool = False
-) -> Callable[..., Any]:
-    """USUAL, of (first, r, ...), and ``held`` for each matrix with dependent columns.
-
-    With ``extreme``, the usual way has a form for columns of extreme length.
-    """
+def _where_dependent(usual: Callable[..., Any], held: Callable[..., Any]) -> Callable[..., Any]:
+    """USUAL, of (first, r, ...), and ``held`` for each matrix with dependent columns."""
 
     def needed(_: Array, r: Array, *rest: Array) -> Array:
-        dependent = dependent_columns(r).any(axis=-1)
-        return dependent | is_extreme(r) if extreme else dependent
+        return dependent_columns(r).any(axis=-1)
 
-    def careful(first: Array, r: Array, *rest: Array) -> Any:
-        dependent = dependent_columns(r).any(axis=-1)[..., None, None]
-        options = {"extreme": True} if extreme else {}
-        return jax.tree.map(
-            lambda x, y: jnp.where(dependent, x, y),
-            held(first, r, *rest),
-            usual(first, r, *rest, **options),
-        )
-
-    return unless_any(needed, usual, careful)
+    return unless_any(needed, usual, held)
 
 
 def _leading(a: Array) -> Array:

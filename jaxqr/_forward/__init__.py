@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxqr._forward import batched, cholesky, householder, wide
+from jaxqr._linalg.algebra import diagonal
 from jaxqr._linalg.batching import batch_aware, over_matrices, suits
 from jaxqr._linalg.crossovers import SHIPPED, Crossovers
 from jaxqr._linalg.reflectors import Reflectors, adjoint_times, times
@@ -99,10 +100,7 @@ def _by_reflectors(
 
 def _phases(r: Array, r0: Array, rows: int) -> Array:
     """The phases with r = phases * r0, of two triangular factors of one matrix: (..., rows, 1)."""
-    signs = [
-        jnp.where(d == 0, 1, jnp.sign(d))
-        for d in (jnp.diagonal(x, axis1=-2, axis2=-1) for x in (r, r0))
-    ]
+    signs = [jnp.where(d == 0, 1, jnp.sign(d)) for d in (diagonal(r), diagonal(r0))]
     phases = (signs[0] * jnp.conj(signs[1]))[..., None]
     rest = [(0, 0)] * (r.ndim - 2) + [(0, rows - phases.shape[-2]), (0, 0)]
     return jnp.pad(phases, rest, constant_values=1)

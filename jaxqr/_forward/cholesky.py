@@ -16,14 +16,14 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.numpy.linalg import norm
 
 from jaxqr._forward import householder
-from jaxqr._linalg.algebra import adjoint, materialized, matmul, project
+from jaxqr._linalg.algebra import adjoint, diagonal, materialized, matmul, project
 from jaxqr._linalg.batching import over_leading_axes
 from jaxqr._linalg.blocked import LONE, Inverted, lower_of_product, lower_sum
 from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.phases import with_positive_diagonal
+from jaxqr._linalg.reflectors import abs2
 from jaxqr._linalg.scaling import units_of_columns
 
 # The first Q's departure from orthonormality, and the mean condition of the blocks that are
@@ -172,13 +172,14 @@ def _cholesky(a: Array) -> tuple[Array, Inverted, Array]:
     inverted = Inverted.cholesky(gram)
     u = inverted.e
     limits = jnp.finfo(gram.dtype)
-    squares = jnp.diagonal(gram).real
+    squares = diagonal(gram).real
     least, most = float(limits.tiny / limits.eps**2), float(limits.max * limits.eps)
-    sound = jnp.all((least <= squares) & (squares <= most))  # no square left the range of the type
+    # No square left the range of the type; and False for what is not a number, here and below.
+    sound = (least <= jnp.min(squares)) & (jnp.max(squares) <= most)
     for i, inverse in enumerate(inverted.inverses):
         size = inverse.shape[-1]
         start = i * inverted.inverses[0].shape[-1]
         block = u[start : start + size, start : start + size]
-        condition = norm(block) * norm(inverse) / size
-        sound &= condition <= _MOST_CONDITION  # False for what is not a number
+        condition = jnp.sum(abs2(block)) * jnp.sum(abs2(inverse)) / size**2
+        sound &= condition <= _MOST_CONDITION**2
     return inverted.u, inverted, sound

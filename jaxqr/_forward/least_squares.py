@@ -9,7 +9,7 @@ from jax import Array
 from jaxqr import _forward
 from jaxqr._forward import batched, cholesky, householder, pivoting
 from jaxqr._linalg import products
-from jaxqr._linalg.algebra import solve_left
+from jaxqr._linalg.algebra import diagonal, solve_left
 from jaxqr._linalg.augmented import Root
 from jaxqr._linalg.batching import batch_aware, over_columns, over_matrices, suits
 from jaxqr._linalg.crossovers import Crossovers
@@ -73,10 +73,10 @@ def determinant(
         q, u = _forward.qr(a, "reduced", "auto")
     else:
         (u,) = _forward.qr(a, "r", "auto")
-    diagonal = jnp.diagonal(u, axis1=-2, axis2=-1)
-    sign = jnp.prod(jnp.sign(diagonal), axis=-1)
+    on_diagonal = diagonal(u)
+    sign = jnp.prod(jnp.sign(on_diagonal), axis=-1)
     sign = sign * det(q) if isinstance(q, Reflectors) else jnp.abs(sign).astype(a.dtype)
-    return *_in_units(u), q, sign, jnp.sum(jnp.log(jnp.abs(diagonal)), axis=-1)
+    return *_in_units(u), q, sign, jnp.sum(jnp.log(jnp.abs(on_diagonal)), axis=-1)
 
 
 def _in_units(u: Array) -> tuple[Root, Array]:
@@ -166,9 +166,9 @@ def _rank_revealing(a: Array, rcond: Array) -> Factors:
     k = min(a.shape[-2:])
     q, r, p = pivoting.pivoted_qr(a, "reduced", k)
     d = _units(jnp.max(magnitudes(r), axis=(-2, -1), keepdims=True)).astype(r.dtype)
-    diagonal = jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
-    # Not "diagonal > ...": what is not a number must not be dropped but be seen.
-    keep = ~(diagonal <= rcond * diagonal[..., :1]) | jnp.isnan(d[..., 0])
+    left = jnp.abs(diagonal(r))
+    # Not "left > ...": what is not a number must not be dropped but be seen.
+    keep = ~(left <= rcond * left[..., :1]) | jnp.isnan(d[..., 0])
     # Up to the rank, what lies beyond plays no part.
     z, t = householder.qr(products.adjoint(r / d), "reduced")
     columns = keep[..., None, :]

@@ -86,6 +86,12 @@ def on_diagonal(x: Array) -> Array:
     return jnp.eye(x.shape[0], dtype=bool)
 
 
+def diagonal(x: Array) -> Array:
+    """The diagonal (..., k) of x (..., m, n): a slice, where a gather would be loops of its own."""
+    m, n = x.shape[-2:]
+    return x.reshape(*x.shape[:-2], m * n)[..., :: n + 1][..., : min(m, n)]
+
+
 def solve_left(u: Array, b: Array) -> Array:
     """U^-1 B for upper triangular u (k, k[, batch]) and b (k, n[, batch])."""
     return products.solve_left(u, b) if u.ndim == 2 else substitute(u, b)

@@ -186,10 +186,9 @@ def over_matrices(f: Callable[..., Any]) -> Callable[..., Any]:
 def unless_any(
     needed: Callable[..., Array], usual: Callable[..., Any], careful: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """USUAL, of arrays (..., rows, columns), or ``careful`` where some matrix needs it.
+    """USUAL, of arrays (..., rows, columns), and ``careful`` for each matrix that needs it.
 
-    ``needed`` tells of each matrix whether it does, (...,). What ``careful`` gives for those that
-    do not must be what ``usual`` gives, to the last digit. The usual way is taken whatever is
+    ``needed`` tells of each matrix whether it does, (...,). The usual way is taken whatever is
     needed: within a branch, XLA's loops for CPUs have one thread.
     """
 
@@ -204,9 +203,16 @@ def unless_any(
         shown = jax.tree.map(lambda x: outermost(x, batch), kept)
         return chosen(shown, kept, functools.partial(in_pieces, careful, innermost_of=batch))
 
-    def chosen(args: Any, kept: Any, way_out: Callable[[Any], Any]) -> Any:
-        out, wanted = usual(*args), jnp.any(needed(*args))
-        return lax.cond(wanted, lambda _, kept: way_out(kept), lambda out, _: out, out, kept)
+    def chosen(args: Any, kept: Any, carefully: Callable[[Any], Any]) -> Any:
+        out, wanted = usual(*args), needed(*args)
+
+        def mixed(out: Any, wanted: Array, kept: Any) -> Any:
+            def each(x: Array, y: Array) -> Array:
+                return jnp.where(wanted[..., None, None], x, y)
+
+            return jax.tree.map(each, carefully(kept), out)
+
+        return lax.cond(jnp.any(wanted), mixed, lambda out, *_: out, out, wanted, kept)
 
     def by_batch(*args: Any) -> Any:
         return by_platform(lambda c: together if suits(c, *args) else apart, apart, *args)

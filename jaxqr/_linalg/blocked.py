@@ -17,6 +17,7 @@ from jax.lax.linalg import cholesky
 from jaxqr._linalg.algebra import (
     adjoint,
     below_diagonal,
+    diagonal,
     matmul,
     select,
     settled,
@@ -26,7 +27,8 @@ from jaxqr._linalg.algebra import (
     summand,
     total,
 )
-from jaxqr._linalg.scaling import column_units, unit
+from jaxqr._linalg.batching import over_leading_axes, unless_any
+from jaxqr._linalg.scaling import any_extreme, column_units, unit
 
 _BLOCK = 64, 128  # columns of a diagonal block: half of all, within these
 LONE = 96  # columns up to which LAPACK's Cholesky factorization leaves its threads asleep
@@ -123,17 +125,17 @@ class Inverted(NamedTuple):
         """
         k = gram.shape[0]
         size = -(-k // -(-k // LONE))  # all blocks alike
-        d = unit(jnp.sqrt(jnp.diagonal(gram).real)).astype(gram.dtype)
+        d = unit(jnp.sqrt(diagonal(gram).real)).astype(gram.dtype)
         gram = gram / d[None] / d[:, None]
         u, inverses = jnp.zeros_like(gram), []
         for j in range(0, k, size):
             above = u[:j, j:]
             row = adjoint(gram[j:, j : j + size]) - matmul(adjoint(above[:, :size]), above)
             lower = cholesky(adjoint(row[:, :size]), symmetrize_input=False)
-            diagonal = adjoint(lower)
-            inverses.append(_inverse(diagonal))
+            block = adjoint(lower)
+            inverses.append(_inverse(block))
             rest = matmul(adjoint(inverses[-1]), row[:, size:])
-            u = lax.dynamic_update_slice(u, jnp.concatenate([diagonal, rest], axis=1), (j, j))
+            u = lax.dynamic_update_slice(u, jnp.concatenate([block, rest], axis=1), (j, j))
         return cls(u, tuple(inverses), d)
 
     def left(self, b: Array) -> Array:
@@ -232,21 +234,42 @@ def sum_over_adjoint(p: Array | None, q: Array, s: Array, u: Array) -> Array:
     return inverted.adjoint_right(settled(p + summand(q, s)))
 
 
-def product_over(x: Array, u: Array, s: Array, v: Array, *, extreme: bool) -> Array:
-    """X U^-1 [S U^-H | V] for x (m, k), upper triangular u (k, k), s (k, k) and v (k, n).
-
-    U^-1 S U^-H leaves the range of the type where the square of a column does; for ``extreme``
-    columns it is not formed.
-    """
+def product_over(x: Array, u: Array, s: Array, v: Array) -> Array:
+    """X U^-1 [S U^-H | V] for x (m, k), upper triangular u (k, k), s (k, k) and v (k, n)."""
     inverted = Inverted.of(u)
     d = inverted.d[None]
     factor = inverted._adjoint_right(s)  # times D^-1
     if x.shape[0] < x.shape[1] + v.shape[1]:  # X U^-1 is smaller than what it is multiplied by
         return matmul(inverted.right(x), _beside(factor / d, v))
-    if not extreme and x.ndim == 2:  # of a batch, the division is part of the product's loop
-        return matmul(x, inverted.left(_beside(factor / d, v)))
-    product = matmul(x, inverted.left(_beside(factor, v)))
-    return product / _beside(d, jnp.ones_like(v[:1], shape=(1, *v.shape[1:])))
+    units = _beside(d, jnp.ones_like(v[:1], shape=(1, *v.shape[1:])))
+    factor = inverted.left(_beside(factor, v))
+    if x.ndim > 2:  # the division is part of the product's loop
+        return matmul(x, factor) / units
+    product: Array = _product_in_units(x, factor, units)
+    return product
+
+
+@jax.custom_jvp
+def _product_in_units(x: Array, y: Array, d: Array) -> Array:
+    """X Y D^-1 for x (m, k), y (k, n) and units d (1, n)."""
+    product: Array = _unless_extreme(x, y, d)
+    return product
+
+
+@_product_in_units.defjvp
+def _product_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    """Without the choice, which would be taken for each matrix of a batch; units are constant."""
+    (x, y, d), (dx, dy, _) = primals, tangents
+    return _product_in_units(x, y, d), (matmul(dx, y) + matmul(x, dy)) / d
+
+
+# Y D^-1 leaves the range of the type where the squares of D do; where they do not, it spares a pass
+# over the product.
+_unless_extreme = unless_any(
+    lambda _x, _y, d: any_extreme(d),
+    lambda x, y, d: over_leading_axes(matmul)(x, y / d),
+    lambda x, y, d: over_leading_axes(matmul)(x, y) / d,
+)
 
 
 def _beside(x: Array, y: Array) -> Array:
@@ -281,13 +304,13 @@ def _inverse_by_rows(u: Array) -> Array:
     A LAPACK solve of this size waits for the cores that XLA's threads hold.
     """
     k = u.shape[0]
-    diagonal = jnp.diagonal(u)[:, None]
-    above = jnp.triu(u, 1) / diagonal
+    on_diagonal = diagonal(u)[:, None]
+    above = jnp.triu(u, 1) / on_diagonal
 
     def substitute_row(step: Array, x: Array) -> Array:
         i = k - 1 - step
         row, known = (lax.dynamic_slice_in_dim(y, i, 1) for y in (above, x))
         return lax.dynamic_update_slice_in_dim(x, known - matmul(row, x), i, 0)
 
-    x: Array = lax.fori_loop(0, k, substitute_row, jnp.eye(k, dtype=u.dtype) / diagonal)
+    x: Array = lax.fori_loop(0, k, substitute_row, jnp.eye(k, dtype=u.dtype) / on_diagonal)
     return x

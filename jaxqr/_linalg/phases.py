@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jax import Array
 
+from jaxqr._linalg.algebra import diagonal
+
 
 def with_positive_diagonal(*factors: Array) -> tuple[Array, ...]:
     """(q, r) or (r,) with the phase of each diagonal element of R moved from R into Q.
@@ -12,8 +14,8 @@ def with_positive_diagonal(*factors: Array) -> tuple[Array, ...]:
     r = factors[-1]
     rows, columns = r.shape[-2:]
     k = min(rows, columns)
-    diagonal = jnp.diagonal(r, axis1=-2, axis2=-1)
-    phase = jnp.where(diagonal == 0, jnp.ones_like(diagonal), jnp.sign(diagonal))
+    d = diagonal(r)
+    phase = jnp.where(d == 0, jnp.ones_like(d), jnp.sign(d))
     of_rows = _pad_with_ones(phase, rows - k)
     turned = jnp.triu(r * jnp.conj(of_rows)[..., :, None], 1)
     on_diagonal = jnp.eye(rows, columns, dtype=bool)

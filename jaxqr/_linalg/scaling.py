@@ -8,8 +8,6 @@ where a factorization commutes with the scaling of columns, and results are brou
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxqr._linalg.batching import over_matrices
-
 
 def unit(largest: Array) -> Array:
     """The power of two next to a magnitude, real; 1 for what is zero or not finite.
@@ -40,18 +38,8 @@ def magnitudes(x: Array) -> Array:
     return jnp.maximum(jnp.abs(x.real), jnp.abs(x.imag)) if jnp.iscomplexobj(x) else jnp.abs(x)
 
 
-def is_extreme(r: Array) -> Array:
-    """Whether products of two factors of a matrix as large as r (..., k, n) may leave the range.
-
-    That is (...,); what is not finite is not extreme.
-    """
-    extreme: Array = over_matrices(_extreme)(lax.stop_gradient(r))
-    return extreme[..., 0, 0]
-
-
-def _extreme(r: Array) -> Array:
-    """Of r (k, n[, batch]), (1, 1[, batch])."""
-    largest = jnp.max(magnitudes(r), axis=0, keepdims=True, initial=0)
-    far = 2.0 ** (jnp.finfo(largest.dtype).maxexp // 4)
-    of_column = (largest > far) | ((largest < 1 / far) & (largest > 0))
-    return jnp.any(of_column & (largest < jnp.inf), axis=1, keepdims=True)
+def any_extreme(units: Array) -> Array:
+    """Whether the square of one of them (..., 1, n) may leave the range of the type: (...,)."""
+    far = 2.0 ** (jnp.finfo(units.dtype).maxexp // 4)
+    size = magnitudes(lax.stop_gradient(units))
+    return jnp.any((size > far) | (size < 1 / far), axis=(-2, -1))

@@ -136,16 +136,13 @@ def pushforward(q: Array, r: Array, y: Array | None, da: Array) -> tuple[Array, 
     return dq, dr
 
 
-def pullback_r(
-    x: Array, r: Array, y: Array | None, r_bar: Array, *, extreme: bool = False
-) -> Array:
+def pullback_r(x: Array, r: Array, y: Array | None, r_bar: Array) -> Array:
     """A-bar from the cotangent of R alone, without Q: Q = X U^-1.
 
     Args:
         x: the first k columns of A, (m, k).
         r: (k, n); r_bar likewise.
         y: as in :func:`pullback`.
-        extreme: right for columns of any length that the type holds, for one more pass over A-bar.
 
     A-bar = X U^-1 [copyltu(M) U^-H | V-bar]: one product of 2 m k n operations.
     """
@@ -155,7 +152,7 @@ def pullback_r(
     s = copyltu(m)
     if vv_bar is not None and y is None:
         s = s + vv_bar
-    a_bar = product_over(x, u, s, v_bar, extreme=extreme)
+    a_bar = product_over(x, u, s, v_bar)
     if y is None:
         return a_bar
     yv_bar = Inverted.of(u).adjoint_right(matmul(y, adjoint(v_bar)))
