@@ -13,6 +13,7 @@ modified Gram-Schmidt algorithms and their analysis", SIAM J. Matrix Anal. Appl.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -85,14 +86,25 @@ def _carefully(
     sound, *factors = by_blocks(a / units, *b)
     at = len(factors) - 1 - len(b)
     factors[at] = factors[at] * units
+    return _mixed(by_householder, sound, tuple(factors), a, *b)
+
+
+def _mixed(
+    by_householder: Callable[..., tuple[Array, ...]],
+    sound: Array,
+    factors: tuple[Array, ...],
+    a: Array,
+    *b: Array,
+) -> tuple[Array, ...]:
+    """The factors, and those ``by_householder`` of each matrix that is not sound."""
     each = sound[..., None, None]
 
-    def mixed(factors: list[Array], a: Array, *b: Array) -> tuple[Array, ...]:
+    def mixed(factors: tuple[Array, ...], a: Array, *b: Array) -> tuple[Array, ...]:
         others = by_householder(a, *b)
         return tuple(jnp.where(each, x, y) for x, y in zip(factors, others, strict=True))
 
     out: tuple[Array, ...] = lax.cond(
-        jnp.all(sound), lambda factors, *_: tuple(factors), mixed, factors, a, *b
+        jnp.all(sound), lambda factors, *_: factors, mixed, factors, a, *b
     )
     return out
 
@@ -122,6 +134,8 @@ def _without_q(
 ) -> tuple[Array, ...]:
     """U of a (..., m, n), and the first n rows of Q^H B where there is a b."""
     by_blocks = over_leading_axes(_gram_schmidt)
+    if a.shape[-1] > LONE:
+        return _mixed(by_householder, *_in_the_same_loop(by_blocks, a, *b), a, *b)
     sound, *out = by_blocks(a, *b)
     chosen: tuple[Array, ...] = lax.cond(
         jnp.all(sound),
@@ -130,6 +144,39 @@ def _without_q(
         *(out, a, b),
     )
     return chosen
+
+
+def _in_the_same_loop(
+    by_blocks: Callable[..., tuple[Array, ...]], a: Array, *b: Array
+) -> tuple[Array, tuple[Array, ...]]:
+    """Which are sound, and the factors: as A is or, if one is not, in units of its columns.
+
+    One loop of at most two turns compiles all this once. Blocks of columns are copied anyway, so
+    it costs nothing to divide them on the way.
+    """
+    n = a.shape[-1]
+
+    def attempt(state: Any) -> Any:
+        tried, units, *_ = state
+        sound, u, *products = by_blocks(a / units, *b)
+        next_units = lax.cond(
+            jnp.all(sound), lambda _, d: d, lambda a, _: units_of_columns(a), a, units
+        )
+        return tried + 1, next_units, sound, u * units, *products
+
+    def goes_on(state: Any) -> Array:
+        tried, _, sound, *_ = state
+        return (tried == 0) | ((tried == 1) & ~jnp.all(sound))
+
+    start = (
+        jnp.zeros_like(a, shape=(), dtype=jnp.int32),
+        jnp.ones_like(a[..., :1, :]),
+        jnp.zeros_like(a[..., 0, 0], dtype=bool),
+        jnp.zeros_like(a, shape=(*a.shape[:-2], n, n)),
+        *(jnp.zeros_like(x[..., :n, :]) for x in b),
+    )
+    _, _, sound, *out = lax.while_loop(goes_on, attempt, start)
+    return sound, tuple(out)
 
 
 def _gram_schmidt(a: Array, *b: Array) -> tuple[Array, ...]:
