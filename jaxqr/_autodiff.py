@@ -335,6 +335,7 @@ batching.primitive_batchers[pushforward_p] = _batch
 function_p = Primitive("jaxqr_function")
 pullback_p = Primitive("jaxqr_pullback")
 constant_p = Primitive("jaxqr_constant")
+columns_p = Primitive("jaxqr_columns")
 
 
 def _function(*args: Array, rule: Any, forward: bool) -> Arrays:
@@ -366,7 +367,7 @@ def _jvp_of_function(primals: Any, tangents: Any, *, rule: Any, forward: bool, t
     return _jvp_of_moving(_wired(rule, forward), primals, tangents)
 
 
-def _jvp_of_pullback(primals: Any, tangents: Any, **params: Any) -> Any:
+def _jvp_of_traced(primals: Any, tangents: Any, **params: Any) -> Any:
     return _jvp_of_moving(functools.partial(_traced, **params), primals, tangents)
 
 
@@ -427,6 +428,58 @@ def _which_are_mapped(f: Callable[..., Any], axes: tuple[int | None, ...], args:
     return found
 
 
+def with_more_columns(f: Callable[..., Any], b: Array, *shared: Any) -> Any:
+    """F of b (..., columns) and of trees of arrays, which vmap over b alone gives more columns.
+
+    F returns a tree of arrays that have b's columns as their last axis, and one of arrays that do
+    not know how many there are. vmap comes before derivatives here: the cotangent of what is shared
+    is one product, where the sum over a batch of them would be taken when all are in memory.
+    """
+    leaves, structure = jax.tree.flatten(shared)
+
+    def of_leaves(b: Array, *leaves: Array) -> Any:
+        return f(b, *jax.tree.unflatten(structure, leaves))
+
+    return _of_columns(of_leaves, b, *leaves)
+
+
+def _of_columns(f: Callable[..., Any], *args: Array) -> Any:
+    traced, shapes = jax.make_jaxpr(f, return_shape=True)(*map(jax.typeof, args))
+    out = columns_p.bind(*args, traced=traced, f=f, own=len(jax.tree.leaves(shapes[0])))
+    return jax.tree.unflatten(jax.tree.structure(shapes), out)
+
+
+def _batch_columns(args: Any, dims: Any, *, f: Callable[..., Any], own: int, traced: Any) -> Any:
+    (b, *shared), (axis, *axes) = args, dims
+    if any(d is not None for d in axes):
+        out = jax.vmap(jaxpr_as_fun(traced), tuple(dims))(*args)
+        return out, (0,) * len(out)
+    apart = jnp.moveaxis(b, axis, -2)
+    together = _of_columns(f, apart.reshape(*apart.shape[:-2], -1), *shared)
+    out = jax.tree.leaves(together)
+    for i, x in enumerate(out[:own]):
+        out[i] = jnp.moveaxis(x.reshape(*x.shape[:-1], *apart.shape[-2:]), -2, 0)
+    return out, (0,) * own + (None,) * (len(out) - own)
+
+
+def _transpose_columns(
+    cotangents: Any, *operands: Any, traced: Any, **_: Any
+) -> list[Array | None]:
+    linear = [i for i, x in enumerate(operands) if ad.is_undefined_primal(x)]
+    given = [i for i, c in enumerate(cotangents) if not isinstance(c, ad.Zero)]
+
+    def of_linear(*values: Array) -> list[Array]:
+        at = list(operands)
+        for i, value in zip(linear, values, strict=True):
+            at[i] = value
+        out = jaxpr_as_fun(traced)(*at)
+        return [out[i] for i in given]
+
+    transposed = jax.linear_transpose(of_linear, *(operands[i].aval for i in linear))
+    bars = iter(transposed([cotangents[i] for i in given]))
+    return [next(bars) if i in linear else None for i in range(len(operands))]
+
+
 def _batch_pullback(
     operands: Any, dims: Any, *, rule: Any, present: tuple[bool, ...], **_: Any
 ) -> Any:
@@ -446,17 +499,20 @@ def _transpose_pullback(
     return [None] * count + list(transposed([ad.instantiate_zeros(c) for c in cotangents]))
 
 
-for _primitive in (function_p, pullback_p, constant_p):
+for _primitive in (function_p, pullback_p, constant_p, columns_p):
     _primitive.multiple_results = True
     _primitive.def_impl(_traced)
     _primitive.def_abstract_eval(lambda *_, traced, **__: traced.out_avals)
     mlir.register_lowering(_primitive, mlir.lower_fun(_traced, multiple_results=True))
 ad.primitive_jvps[function_p] = _jvp_of_function
-ad.primitive_jvps[pullback_p] = _jvp_of_pullback
+ad.primitive_jvps[pullback_p] = _jvp_of_traced
+ad.primitive_jvps[columns_p] = _jvp_of_traced
 ad.primitive_transposes[pullback_p] = _transpose_pullback
+ad.primitive_transposes[columns_p] = _transpose_columns
 batching.primitive_batchers[function_p] = _batch_function
 batching.primitive_batchers[pullback_p] = _batch_pullback
 batching.primitive_batchers[constant_p] = _batch_constant
+batching.primitive_batchers[columns_p] = _batch_columns
 
 
 # Taylor coefficients. A series is a list of tuples of arrays, one of each order.
@@ -553,6 +609,11 @@ def _pushed_series(operands: list[Arrays], *, rule: Any, present: tuple[bool, ..
     return pushed
 
 
+def _series_of_traced(primals_in: Any, series_in: Any, **params: Any) -> Any:
+    f = jaxpr_as_fun(params["traced"])
+    return jet.jet(f, tuple(primals_in), series_in, factorial_scaled=False)
+
+
 def _jet_rule(series_of: Callable[..., list[Arrays]]) -> Callable[..., Any]:
     def of_operands(
         primals: Any, terms: Any, *, traced: Any = None, forward: bool = False, **params: Any
@@ -572,3 +633,4 @@ jet.jet_rules[function_p] = _jet_rule(
 )
 jet.jet_rules[pullback_p] = _jet_rule(_pulled_series)
 jet.jet_rules[pushforward_p] = _jet_rule(_pushed_series)
+jet.jet_rules[columns_p] = _series_of_traced

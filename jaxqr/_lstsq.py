@@ -30,6 +30,7 @@ from jaxqr._autodiff import (
     differentiated,
     linear,
     varying_alike,
+    with_more_columns,
 )
 from jaxqr._forward import least_squares
 from jaxqr._linalg.augmented import rank, solve_augmented, solve_augmented_without_q
@@ -331,16 +332,25 @@ def _of_nothing(a: Array, b: Array, ridge: Array | None, batch: tuple[int, ...])
 
 
 def _solve(
-    a: Array,
+    a: Array, b: Array, ridge: Array | None, rcond: Array | None, **options: Any
+) -> tuple[LeastSquares, Lost | None]:
+    """Of a and b with the same batch axes; ridge (..., 1, 1)."""
+    solve = functools.partial(_solve_columns, **options)
+    (x, rss), (rank, covariance, lost) = with_more_columns(solve, b, a, ridge, rcond)
+    return LeastSquares(x, rss, rank, covariance), lost
+
+
+def _solve_columns(
     b: Array,
+    a: Array,
     ridge: Array | None,
     rcond: Array | None,
     *,
     forward_mode: bool,
     full: bool,
     check_rank: bool,
-) -> tuple[LeastSquares, Lost | None]:
-    """Of a and b with the same batch axes; ridge (..., 1, 1).
+) -> tuple[tuple[Array, Array | None], tuple[Array | None, Array | None, Lost | None]]:
+    """(x, rss), and what does not know b: rank, covariance, and what check_rank found.
 
     Where the ridge is infinite, x is zero whatever A is, and so are all derivatives.
     """
@@ -353,11 +363,11 @@ def _solve(
         r, x = jnp.where(infinite, b, r), jnp.where(infinite, 0 * x, x)
     lost = first_dependent(lax.stop_gradient(system.root[0])) if check_rank else None
     if not full:
-        return LeastSquares(x, None, None, None), lost
+        return (x, None), (None, None, lost)
     covariance = _covariance(system, forward_mode)
     if ridge is not None:
         covariance = jnp.where(infinite, 0 * covariance, covariance)
-    return LeastSquares(x, jnp.sum(abs2(r), axis=-2), _rank(system), covariance), lost
+    return (x, jnp.sum(abs2(r), axis=-2)), (_rank(system), covariance, lost)
 
 
 def _solved(

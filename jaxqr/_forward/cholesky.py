@@ -166,7 +166,8 @@ def _in_the_same_loop(
 
     def goes_on(state: Any) -> Array:
         tried, _, sound, *_ = state
-        return (tried == 0) | ((tried == 1) & ~jnp.all(sound))
+        on: Array = (tried == 0) | ((tried == 1) & ~jnp.all(sound))
+        return on
 
     start = (
         jnp.zeros_like(a, shape=(), dtype=jnp.int32),

@@ -147,8 +147,7 @@ _WRITTEN_OUT = 4  # columns
 def _outer(x: Array, y: Array) -> Array:
     """X Y^H for narrow x (..., m, p) and y (..., n, p).
 
-    The product of a column or two is written out: where it is added up over a batch, XLA then does
-    so in one loop. Products of matrices it would hold, or add up slowly.
+    That of a column or two is written out: of a batch, such products as dots are a loop over calls.
     """
     if not 0 < x.shape[-1] <= _WRITTEN_OUT:
         return products.matmul(x, products.adjoint(y))
