@@ -24,7 +24,7 @@ def reflectors_of(a: Array) -> tuple[Array, Reflectors]:
     transposed, taus = jax_qr(a, mode="raw")
     k = min(a.shape[-2:])
     stored = transposed.mT
-    return jnp.triu(stored)[..., :k, :], Reflectors(stored[..., :k], taus[..., None, :])
+    return jnp.triu(stored[..., :k, :]), Reflectors(stored[..., :k], taus[..., None, :])
 
 
 def triangle_and_product(a: Array, b: Array) -> tuple[Array, Array]:
