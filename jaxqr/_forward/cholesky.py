@@ -15,6 +15,7 @@ modified Gram-Schmidt algorithms and their analysis", SIAM J. Matrix Anal. Appl.
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -52,23 +53,31 @@ def qr(a: Array, mode: str) -> tuple[Array, ...]:
     """(q, r), or (r,) in mode "r", of a (..., m, n), m >= n; the diagonal of R is positive."""
 
     def by_householder(a: Array, *_: Array) -> tuple[Array, ...]:
-        return with_positive_diagonal(*householder.qr(a, mode))
+        return with_positive_diagonal(*householder.qr(a, mode))[::-1]
 
     if mode == "r":
         return _without_q(by_householder, a)
+    first_pass, second_pass = over_leading_axes(_first_pass), over_leading_axes(_second_pass)
 
     def two_passes(a: Array) -> tuple[Array, ...]:
-        sound, *first = over_leading_axes(_first_pass)(a)
-        return sound, *over_leading_axes(_second_pass)(*first)
+        sound, *first = first_pass(a)
+        return sound, *second_pass(*first)
 
-    sound, *first = over_leading_axes(_first_pass)(a)
-    out: tuple[Array, ...] = lax.cond(
-        jnp.all(sound),
-        lambda a, *first: over_leading_axes(_second_pass)(*first),
-        lambda a, *_: _carefully(two_passes, by_householder, a),
-        *(a, *first),
-    )
-    return out
+    if a.shape[-1] > LONE:
+        sound, first = _in_the_same_loop(first_pass, a)
+        u, q = _mixed(by_householder, sound, second_pass(*first), a)
+    else:
+        sound, *first = first_pass(a)
+        u, q = lax.cond(
+            jnp.all(sound),
+            lambda a, *first: second_pass(*first),
+            lambda a, *_: _carefully(two_passes, by_householder, a),
+            *(a, *first),
+        )
+    return q, u
+
+
+# What factors A here returns whether it was sound, the triangular factor, and what else there is.
 
 
 def _carefully(
@@ -79,14 +88,11 @@ def _carefully(
 ) -> tuple[Array, ...]:
     """BY_BLOCKS of A in units of its columns, and ``by_householder`` of each matrix unsound for it.
 
-    The triangular factor is (..., n, n), the last but for what comes of a b. Powers of two change
-    no digit: a matrix that was sound as it is gets the factors that it had.
+    Powers of two change no digit: a matrix that was sound as it is gets the factors that it had.
     """
     units = units_of_columns(a)
-    sound, *factors = by_blocks(a / units, *b)
-    at = len(factors) - 1 - len(b)
-    factors[at] = factors[at] * units
-    return _mixed(by_householder, sound, tuple(factors), a, *b)
+    sound, u, *others = by_blocks(a / units, *b)
+    return _mixed(by_householder, sound, (u * units, *others), a, *b)
 
 
 def _mixed(
@@ -116,17 +122,18 @@ def triangle_and_product(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def _first_pass(a: Array) -> tuple[Array, ...]:
-    """Whether A (m, n) can go on; Q1 and U1 with A = Q1 U1, and the lower triangle of Q1^H Q1."""
+    """Whether A (m, n) can go on; U1 and Q1 with A = Q1 U1, and the lower triangle of Q1^H Q1."""
     u1, inverted, sound = _cholesky(a)
     q1 = inverted.right(a)
     gram = _lower_gram(q1)
     departure = jnp.max(jnp.abs(jnp.tril(gram) - jnp.eye(a.shape[1], dtype=a.dtype)))
-    return sound & (departure <= _MOST_DEPARTURE), q1, u1, gram
+    return sound & (departure <= _MOST_DEPARTURE), u1, q1, gram
 
 
-def _second_pass(q1: Array, u1: Array, gram: Array) -> tuple[Array, Array]:
+def _second_pass(u1: Array, q1: Array, gram: Array) -> tuple[Array, Array]:
+    """U and Q."""
     u2 = Inverted.cholesky(gram)
-    return u2.right(q1), jnp.triu(matmul(u2.u, u1))
+    return jnp.triu(matmul(u2.u, u1)), u2.right(q1)
 
 
 def _without_q(
@@ -152,31 +159,30 @@ def _in_the_same_loop(
     """Which are sound, and the factors: as A is or, if one is not, in units of its columns.
 
     One loop of at most two turns compiles all this once. Blocks of columns are copied anyway, so
-    it costs nothing to divide them on the way.
+    it costs little to divide them on the way.
     """
-    n = a.shape[-1]
 
     def attempt(state: Any) -> Any:
         tried, units, *_ = state
-        sound, u, *products = by_blocks(a / units, *b)
+        sound, u, *others = by_blocks(a / units, *b)
         next_units = lax.cond(
-            jnp.all(sound), lambda _, d: d, lambda a, _: units_of_columns(a), a, units
+            jnp.all(sound), lambda a, d: d, lambda a, d: units_of_columns(a), a, units
         )
-        return tried + 1, next_units, sound, u * units, *products
+        return tried + 1, next_units, sound, u * units, *others
 
     def goes_on(state: Any) -> Array:
         tried, _, sound, *_ = state
         on: Array = (tried == 0) | ((tried == 1) & ~jnp.all(sound))
         return on
 
-    start = (
-        jnp.zeros_like(a, shape=(), dtype=jnp.int32),
-        jnp.ones_like(a[..., :1, :]),
-        jnp.zeros_like(a[..., 0, 0], dtype=bool),
-        jnp.zeros_like(a, shape=(*a.shape[:-2], n, n)),
-        *(jnp.zeros_like(x[..., :n, :]) for x in b),
+    def nothing_like(x: Array) -> Array:
+        return jnp.zeros_like(a, shape=x.shape, dtype=x.dtype)
+
+    start = map(nothing_like, jax.eval_shape(by_blocks, a, *b))
+    tried = jnp.zeros_like(a, shape=(), dtype=jnp.int32)
+    _, _, sound, *out = lax.while_loop(
+        goes_on, attempt, (tried, jnp.ones_like(a[..., :1, :]), *start)
     )
-    _, _, sound, *out = lax.while_loop(goes_on, attempt, start)
     return sound, tuple(out)
 
 
@@ -187,7 +193,7 @@ def _gram_schmidt(a: Array, *b: Array) -> tuple[Array, ...]:
     sound, u, products = jnp.asarray(True), jnp.zeros_like(a, shape=(n, n)), []
     block, rest = a[:, :size], a[:, size:]
     for j in range(0, n, size):
-        block_is_sound, q1, u1, gram = _first_pass(block)
+        block_is_sound, u1, q1, gram = _first_pass(block)
         sound &= block_is_sound
         u2 = Inverted.cholesky(gram)
         above = u2.adjoint_left(matmul(adjoint(q1), rest))
