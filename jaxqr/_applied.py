@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxqr import _forward
-from jaxqr._autodiff import Arrays, MaybeArrays, differentiated
+from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, varying_alike
 from jaxqr._linalg.batching import over_leading_axes
 from jaxqr._linalg.dependence import marks
 from jaxqr._rules import partial_qr
@@ -64,5 +64,5 @@ class Applied:
 
 def apply_q(a: Array, r: Array, c: Array, rule: Applied) -> Array:
     """Q C or Q^H C, as the rule has it; c (..., m, p)."""
-    (product,) = differentiated(rule, rule.forward_mode)(a, r, c)
+    (product,) = differentiated(rule, rule.forward_mode)(*varying_alike((a, r, c)))
     return cast(Array, product)

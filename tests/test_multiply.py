@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from numerics import (
     DTYPES,
     assert_close,
@@ -123,6 +125,25 @@ def test_batches():
     both = grad(a, c)
     assert np.isfinite(both[0]).all()
     assert_close([x[0] for x in both], grad(a[0], c[0]), 1e-13)
+
+
+@pytest.mark.parametrize("forward_mode", [False, True])
+def test_shard_map(forward_mode):
+    """A batch of one argument over the devices, and the other the same on all, in turn."""
+    mesh = Mesh(np.array(jax.devices("cpu")), ("batch",))
+    a, c = (jnp.asarray(gaussian((mesh.size, 5, n), seed=n)) for n in (3, 2))
+
+    def loss(a, c):
+        product, _ = jaxqr.qr_multiply(a, c, adjoint=True, forward_mode=forward_mode)
+        return jnp.sum(jnp.sin(product))
+
+    def total(a, c):
+        return jax.lax.psum(loss(a, c), "batch")
+
+    for specs, args in (((P("batch"), P()), (a, c[:1])), ((P(), P("batch")), (a[:1], c))):
+        mapped = jax.shard_map(total, mesh=mesh, in_specs=specs, out_specs=P())
+        expected = jax.grad(loss, (0, 1))(*args)
+        assert_close(jax.jit(jax.grad(mapped, (0, 1)))(*args), expected, 1e-13)
 
 
 def test_memory_is_that_of_the_arguments():
