@@ -21,7 +21,7 @@ those, so what comes in and what goes out is conjugated, here and nowhere else.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,6 @@ from jax.experimental import jet
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
-F = TypeVar("F", bound=Callable[..., Any])
 Arrays = tuple[Array, ...]
 # A tangent or cotangent that is None is zero.
 MaybeArrays = tuple[Array | None, ...]
