@@ -461,9 +461,15 @@ def _batch_columns(args: Any, dims: Any, *, f: Callable[..., Any], own: int, tra
     return out, (0,) * own + (None,) * (len(out) - own)
 
 
-def _transpose_columns(
-    cotangents: Any, *operands: Any, traced: Any, **_: Any
-) -> list[Array | None]:
+def _batch_pullback(
+    operands: Any, dims: Any, *, rule: Any, present: tuple[bool, ...], **_: Any
+) -> Any:
+    residuals, axes, fronted = _in_front(operands, dims, present)
+    out = [x for x in _jax_pullback(_Batched(rule, axes), residuals, fronted) if x is not None]
+    return out, [0] * len(out)
+
+
+def _transpose_traced(cotangents: Any, *operands: Any, traced: Any, **_: Any) -> list[Array | None]:
     linear = [i for i, x in enumerate(operands) if ad.is_undefined_primal(x)]
     given = [i for i, c in enumerate(cotangents) if not isinstance(c, ad.Zero)]
 
@@ -479,25 +485,6 @@ def _transpose_columns(
     return [next(bars) if i in linear else None for i in range(len(operands))]
 
 
-def _batch_pullback(
-    operands: Any, dims: Any, *, rule: Any, present: tuple[bool, ...], **_: Any
-) -> Any:
-    residuals, axes, fronted = _in_front(operands, dims, present)
-    out = [x for x in _jax_pullback(_Batched(rule, axes), residuals, fronted) if x is not None]
-    return out, [0] * len(out)
-
-
-def _transpose_pullback(
-    cotangents: Any, *operands: Any, present: tuple[bool, ...], **params: Any
-) -> list[Array | None]:
-    count = len(operands) - sum(present)
-    residuals, bars = operands[:count], operands[count:]
-    transposed = jax.linear_transpose(
-        lambda *bars: _traced(*residuals, *bars, **params), *(bar.aval for bar in bars)
-    )
-    return [None] * count + list(transposed([ad.instantiate_zeros(c) for c in cotangents]))
-
-
 for _primitive in (function_p, pullback_p, constant_p, columns_p):
     _primitive.multiple_results = True
     _primitive.def_impl(_traced)
@@ -506,8 +493,8 @@ for _primitive in (function_p, pullback_p, constant_p, columns_p):
 ad.primitive_jvps[function_p] = _jvp_of_function
 ad.primitive_jvps[pullback_p] = _jvp_of_traced
 ad.primitive_jvps[columns_p] = _jvp_of_traced
-ad.primitive_transposes[pullback_p] = _transpose_pullback
-ad.primitive_transposes[columns_p] = _transpose_columns
+ad.primitive_transposes[pullback_p] = _transpose_traced
+ad.primitive_transposes[columns_p] = _transpose_traced
 batching.primitive_batchers[function_p] = _batch_function
 batching.primitive_batchers[pullback_p] = _batch_pullback
 batching.primitive_batchers[constant_p] = _batch_constant
