@@ -108,6 +108,33 @@ def test_nan_and_inf_come_out_as_nan():
         assert not np.all(np.isfinite(r))
 
 
+@pytest.mark.parametrize("columns", [20, 100])
+def test_in_units_of_the_columns_no_digit_changes(columns):
+    """One block of columns and several, of which the second attempt has what the first could not.
+
+    A column of zeros in one of the batch takes Householder's algorithm there, and nowhere else.
+    """
+    a = jnp.asarray(gaussian((2, 250, columns), "float32"))
+    b = jnp.asarray(gaussian((2, 250, 3), "float32", seed=1))
+
+    @jax.jit
+    def factors(a, b):
+        q, r = cholesky.qr(a, "reduced")
+        u, c = cholesky.triangle_and_product(a, b)
+        return (q, c), (*cholesky.qr(a, "r"), r, u)
+
+    unscaled, in_proportion = factors(a, b)
+    units = 2.0 ** jnp.asarray(np.linspace(-90, 90, columns).round(), "float32")
+    found, scaled = factors(a * units[None, None], b)
+    for x, y in zip(found, unscaled, strict=True):
+        np.testing.assert_array_equal(x, y)
+    for x, y in zip(scaled, in_proportion, strict=True):
+        np.testing.assert_array_equal(x, y * units[None, None])
+    found, scaled = factors(a.at[0, :, 7].set(0), b)
+    for x, y in zip((*found, *scaled), (*unscaled, *in_proportion), strict=True):
+        np.testing.assert_array_equal(x[1], y[1])
+
+
 def test_the_gradient_and_vmap():
     a = jnp.asarray(np.stack([matrix(SHAPE, cond=c) for c in (1.5, 2.0, 1e9)]))
 
