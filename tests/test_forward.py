@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numerics import DTYPES, check_columns, check_qr, gaussian, graded, matrix, norm, tolerance
 
+import jaxqr
 from jaxqr._forward import pivoting
 from jaxqr._linalg.phases import with_positive_diagonal
 
@@ -108,3 +109,114 @@ def test_xla_pivoted_qr_of_nan(bad):
     _, r, p = xla_pivoted_qr(jnp.asarray(a))
     assert not np.all(np.isfinite(r))
     assert np.all(np.sort(p) == np.arange(4))
+
+
+# The first k pivots, by themselves.
+
+FEW = (60, 48), 30
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def first_pivots(a, algorithm):
+    return algorithm(a, "reduced", FEW[1])
+
+
+def hard_kinds(dtype):
+    """Of matrices, and whether LAPACK's first pivots have to be found among them."""
+    m, n = FEW[0]
+    plain = gaussian((m, n), dtype)
+    real = plain.real.dtype.type
+    signs = np.sign(plain.real).astype(dtype)
+    low_rank = gaussian((m, 5), dtype) @ gaussian((5, n), dtype, 1)
+    dependent = plain.copy()
+    dependent[:, 3], dependent[:, 0] = dependent[:, 1], 0
+    corner = np.zeros_like(plain)
+    corner[:4] = plain[:4]
+    # The pivots of Kahan's matrix are barely the largest; Q = I.
+    kahan = (np.eye(m, n) - 0.285 * np.triu(np.ones((m, n)), 1)) * 0.958 ** np.arange(m)[:, None]
+    tiny = real(1e-30 if real is np.float32 else 1e-250)
+    return {
+        "gaussian": (plain, True),
+        "signs": (signs, True),
+        "condition 1e3": (matrix((m, n), dtype, 1e3), True),
+        "graded": (plain * np.geomspace(1, 1e-12, n).astype(real), True),
+        "dependent": (dependent, True),
+        "tiny": (plain * tiny, True),
+        "huge": (plain / tiny, True),
+        "Kahan": (kahan.astype(dtype), True),
+        "condition 1e12": (matrix((m, n), dtype, 1e12), False),
+        "rank 5": (low_rank, False),
+        "four rows": (corner, False),
+        "zero": (np.zeros_like(plain), False),
+        "ones": (np.ones_like(plain), False),
+        "identity": (np.eye(m, n, dtype=dtype), False),
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_first_pivots_by_themselves(dtype):
+    """As orthonormal as LAPACK's, as close to A, and after pivots that leave as little."""
+    (_, n), k = FEW
+    eps = float(np.finfo(dtype).eps)
+    for kind, (a, same) in hard_kinds(dtype).items():
+        q, r, p = map(np.asarray, first_pivots(jnp.asarray(a), pivoting._leading))
+        theirs = map(np.asarray, first_pivots(jnp.asarray(a), pivoting._lapack))
+        scale = float(np.abs(a).max()) or 1.0
+        left = []
+        for q_, r_, p_ in ((q, r, p), theirs):
+            b = (a[:, p_] / scale).astype("complex128")
+            rest = b - q_.astype("complex128") @ (r_ / scale).astype("complex128")
+            left.append((norm(rest[:, :k]), np.linalg.norm(rest[:, k:], 2)))
+            if same:
+                assert np.array_equal(p[:k], p_[:k]), kind
+        assert np.array_equal(np.sort(p), np.arange(n)), kind
+        assert norm(np.conj(q.T) @ q - np.eye(k)) <= 4 * k * eps, kind
+        assert left[0][0] <= 4 * max(left[1][0], 2 * eps * norm(a / scale)), kind
+        assert left[0][1] <= 1.01 * left[1][1] + 4 * n * eps * norm(a / scale), kind
+        assert not np.any(np.tril(r, -1)), kind
+        on_diagonal = np.diagonal(r)
+        assert np.all(on_diagonal.imag == 0), kind
+        assert np.all(on_diagonal.real >= 0), kind
+
+
+def test_first_pivots_in_other_units_and_of_a_batch():
+    """Powers of two change no digit, nor does what else is in the batch: zeros, NaN."""
+    shape, _ = FEW
+    a = gaussian(shape, "float32")
+    batch = np.stack([a, a * 2.0**60, np.zeros_like(a), np.full_like(a, np.nan), a / 2.0**60])
+    q, r, p = map(np.asarray, first_pivots(jnp.asarray(batch), pivoting._leading))
+    for i, unit in ((1, 2.0**60), (4, 2.0**-60)):
+        np.testing.assert_array_equal(q[i], q[0])
+        np.testing.assert_array_equal(r[i], r[0] * np.float32(unit))
+        np.testing.assert_array_equal(p[i], p[0])
+    alone = first_pivots(jnp.asarray(a[None]), pivoting._leading)[0]
+    assert norm(alone[0] - q[0]) <= tolerance("float32", shape, 1)
+    assert not np.any(r[2])
+    assert not np.any(np.isfinite(r[3, 0]))
+    assert np.array_equal(np.sort(p[3]), np.arange(shape[1]))
+
+
+def test_few_pivots_do_not_wait_for_all_of_them():
+    """They are found without geqp3, and their derivative is that of QR of the same columns."""
+    a, w = jnp.asarray(gaussian((80, 60))), jnp.asarray(gaussian((80, 80), seed=1))
+
+    def calls_lapack(shape, **options):
+        traced = jax.jit(lambda a: jaxqr.pivoted_qr(a, **options)).trace(
+            jax.ShapeDtypeStruct(shape, "float64")
+        )
+        return "geqp3" in traced.lower(lowering_platforms=("cpu",)).as_text()
+
+    assert not calls_lapack((80, 60), rank=6)
+    assert not calls_lapack((3, 80, 60), rank=6, mode="r")
+    for options in ({"rank": 7}, {}, {"mode": "complete"}):
+        assert calls_lapack((80, 60), **options)
+    assert calls_lapack((40, 30), rank=3)
+
+    p = jaxqr.pivoted_qr(a, rank=6)[2]
+
+    def projected(q):
+        return jnp.sum(w * (q @ q.T))
+
+    found = jax.jit(jax.grad(lambda a: projected(jaxqr.pivoted_qr(a, rank=6)[0])))(a)
+    expected = jax.grad(lambda a: projected(jnp.linalg.qr(a[:, p[:6]])[0]))(a)
+    assert norm(found - expected) <= tolerance("float64", a.shape, 10.0) * norm(expected)
