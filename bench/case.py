@@ -12,6 +12,7 @@ from jaxqr.cli import reading
 
 # What is computed.
 QR, R_ALONE, LQ, PIVOTED, LSTSQ = "qr", "qr, mode r", "lq", "pivoted_qr", "lstsq"
+FIRST_PIVOTS = "pivoted_qr, a 20th of all pivots"
 RHS, KALMAN, LAYER = "lstsq, vmap over b", f"Kalman filter, {STEPS} steps", "lstsq as a layer"
 # What is timed: the value, value and gradient together, the pullback alone, or a training step.
 VALUE, GRADIENT, PULLBACK, STEP = "value", "value and gradient", "pullback", "training step"
@@ -42,6 +43,11 @@ class Case:
             return f"{size}, {self.rhs} right-hand sides"
         return f"{math.prod(batch)} of {size}" if batch else size
 
+    @property
+    def pivots(self) -> int:
+        """How many are wanted, where it is the first."""
+        return max(1, min(self.shape[-2:]) // 20)
+
     def __str__(self) -> str:
         return f"{self.op}, {self.matrix}, {self.dtype}, {self.work}"
 
@@ -70,12 +76,13 @@ def weights(case: Case) -> tuple[np.ndarray, ...]:
 
 def _output_shapes(case: Case) -> list[tuple[int, ...]]:
     *batch, m, n = case.shape
-    k = min(m, n)
+    k = case.pivots if case.op == FIRST_PIVOTS else min(m, n)
     shapes: dict[str, list[tuple[int, ...]]] = {
         QR: [(m, k), (k, n)],
         R_ALONE: [(k, n)],
         LQ: [(m, k), (k, n)],
         PIVOTED: [(m, k), (k, n)],
+        FIRST_PIVOTS: [(m, k), (k, n)],
         LSTSQ: [(n,)],
         RHS: [(case.rhs, n)],
         KALMAN: [()],

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.case import (
+    FIRST_PIVOTS,
     GRADIENT,
     KALMAN,
     LAYER,
@@ -104,6 +105,7 @@ def _jaxqr_function(case: Case) -> Function:
         R_ALONE: lambda a: (r_alone(a),),
         LQ: jaxqr.lq,
         PIVOTED: lambda a: jaxqr.pivoted_qr(a)[:2],
+        FIRST_PIVOTS: lambda a: jaxqr.pivoted_qr(a, rank=case.pivots)[:2],
         LSTSQ: lambda a, b: (jaxqr.lstsq(a, b),),
         KALMAN: _kalman(r_alone, case),
     }
@@ -118,11 +120,19 @@ def _jax_function(case: Case) -> Function:
     def r_alone(a: Any) -> Any:
         return jnp.linalg.qr(a, mode="r")
 
+    def pivoted(a: Any) -> Outputs:
+        return tuple(jax.scipy.linalg.qr(a, mode="economic", pivoting=True)[:2])
+
+    def first_pivots(a: Any) -> Outputs:
+        q, r = pivoted(a)
+        return q[..., : case.pivots], r[..., : case.pivots, :]
+
     functions: dict[str, Function] = {
         QR: lambda a: tuple(jnp.linalg.qr(a)),
         R_ALONE: lambda a: (r_alone(a),),
         LQ: lq,
-        PIVOTED: lambda a: jax.scipy.linalg.qr(a, mode="economic", pivoting=True)[:2],
+        PIVOTED: pivoted,
+        FIRST_PIVOTS: first_pivots,
         KALMAN: _kalman(r_alone, case),
     }
     return functions.get(case.op) or _by_solving(lambda a, b: jnp.linalg.lstsq(a, b)[0], case)
@@ -265,7 +275,7 @@ class SciPy:
     def prepare(self, case: Case) -> Call:
         import scipy.linalg
 
-        if case.op != PIVOTED or case.work != VALUE:
+        if case.op not in (PIVOTED, FIRST_PIVOTS) or case.work != VALUE:
             raise Unsupported("scipy has no derivatives")
         if len(case.shape) > 2:
             raise Unsupported("scipy is not run on batches")
