@@ -121,6 +121,12 @@ def first_pivots(a, algorithm):
     return algorithm(a, "reduced", FEW[1])
 
 
+def graded_to_the_ends(n, real):
+    """Powers of two whose ratios leave the range of the type."""
+    exponents = np.linspace(1, -1, n) * (0.8 * np.log2(float(np.finfo(real).max)))
+    return (2.0 ** exponents.round()).astype(real)
+
+
 def hard_kinds(dtype):
     """Of matrices, and whether LAPACK's first pivots have to be found among them."""
     m, n = FEW[0]
@@ -140,6 +146,7 @@ def hard_kinds(dtype):
         "signs": (signs, True),
         "condition 1e3": (matrix((m, n), dtype, 1e3), True),
         "graded": (plain * np.geomspace(1, 1e-12, n).astype(real), True),
+        "graded to the ends": (plain * graded_to_the_ends(n, real), True),
         "dependent": (dependent, True),
         "tiny": (plain * tiny, True),
         "huge": (plain / tiny, True),
@@ -210,7 +217,7 @@ def test_few_pivots_do_not_wait_for_all_of_them():
     assert not calls_lapack((3, 80, 60), rank=6, mode="r")
     for options in ({"rank": 7}, {}, {"mode": "complete"}):
         assert calls_lapack((80, 60), **options)
-    assert calls_lapack((40, 30), rank=3)
+    assert calls_lapack((9, 40, 30), rank=3)
 
     p = jaxqr.pivoted_qr(a, rank=6)[2]
 

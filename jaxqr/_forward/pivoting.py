@@ -19,10 +19,10 @@ from jaxqr._linalg.products import adjoint, matmul, project
 from jaxqr._linalg.reflectors import abs2, magnitude, reflector
 from jaxqr._linalg.scaling import units_of_columns
 
-# Up to which share of all pivots the first k are found by themselves, and of how many elements at
-# least. Two cores, float32 | float64, beside LAPACK: 10 of 1000 x 1000 17 | 14 times as fast, 100
-# of them 3.2 | 4.8, 250 1.0 | 1.1; 20 of 2000 x 200 4.8 | 5.1, of 200 x 2000 5.7 | 4.0; 50 of
-# 5000 x 500 1.1 | 0.9; 4 of 64 x 64 1.8 | 2.1.
+# Up to which share of all pivots the first k are found by themselves, and in a matrix of how many
+# elements at least. How many times as fast as LAPACK on two cores, float32 | float64: 10 of
+# 1000 x 1000 17 | 14, 100 of them 3.2 | 4.8, 250 1.0 | 1.1; 20 of 2000 x 200 4.8 | 5.1, of
+# 200 x 2000 5.7 | 4.0; 50 of 5000 x 500 1.1 | 0.9; 4 of 64 x 64 1.8 | 2.1.
 _MOST_SHARE = 0.1
 _LEAST_SIZE = 2**12
 _TURNS = 4  # after which a column that rounding has left nothing of is given up
@@ -45,7 +45,8 @@ def pivoted_qr(a: Array, mode: str, k: int, noise: Array | None = None) -> tuple
     if noise is not None:
         out: tuple[Array, ...] = _xla(a, mode, k, noise)
         return out
-    if k <= _MOST_SHARE * min(a.shape[-2:]) and a.size >= _LEAST_SIZE:
+    m, n = a.shape[-2:]
+    if k <= _MOST_SHARE * min(m, n) and m * n >= _LEAST_SIZE:
         out = _leading(a, mode, k)
         return out
     out = lax.platform_dependent(
@@ -172,40 +173,45 @@ def _orthogonalize(a: Array, k: int) -> tuple[Array, Array, Array]:
     limits = jnp.finfo(a.dtype)
     digits, nothing = float(limits.eps) ** 0.25, float(limits.tiny / limits.eps**2)
     units = units_of_columns(a)
-    relative = units[0].real / jnp.max(units.real)
     place = jnp.arange(n, dtype=jnp.int32)
 
-    def norms(j: Array, squares: Array, p: Array) -> Array:
-        """Of what is left of the columns in their order, of which the first j are taken."""
-        lengths = jnp.sqrt(jnp.where(squares < nothing, 0, squares)) * relative
-        return jnp.where(place >= j, lengths[p], -jnp.inf)
+    def relative(squares: Array, taken: Array) -> Array:
+        """The units in that of the largest column of which anything is left to take."""
+        has_more = ~(taken | (squares < nothing))
+        most = jnp.max(jnp.where(has_more, units[0].real, 0))
+        return units[0].real / jnp.where(most == 0, 1, most)
+
+    def lengths(squares: Array, units: Array, taken: Array) -> Array:
+        some = jnp.where(squares < nothing, 0, units * jnp.sqrt(squares))
+        return jnp.where(taken, -jnp.inf, some)
 
     def step(state: Any) -> Any:
-        j, left, squares, (q, r, p, taken), largest = state
-        p = _exchanged(p, j, jnp.argmax(norms(j, squares, p)))
-        is_pivot = jnp.arange(n, dtype=jnp.int32) == p[j]
-        no_more = jnp.all((squares < nothing) | taken)
+        j, left, anew, squares, (q, r, p, taken) = state
+        norms = lengths(squares, relative(squares, taken), taken)
+        p = _exchanged(p, j, jnp.argmax(jnp.where(place >= j, norms[p], -jnp.inf)))
+        is_pivot = place == p[j]
+        no_more = jnp.all(taken | (squares < nothing))
         x, length = _orthonormal(jnp.where(no_more, 0, left[:, p[j]]), q)
         row = jnp.where(taken | no_more, 0, adjoint(project(left, x[:, None]))[0])
         row = jnp.where(is_pivot, length.astype(row.dtype), row)
         q, r = (lax.dynamic_update_index_in_dim(y, z, j, 0) for y, z in ((q, x), (r, row)))
-        chosen = _Chosen(q, r, p, taken | is_pivot)
-        return j + 1, left, squares - abs2(row), chosen, largest
+        return j + 1, left, anew, squares - abs2(row), _Chosen(q, r, p, taken | is_pivot)
 
     def tells(state: Any) -> Array:
         """Whether the norms still tell which is the largest."""
-        j, _, squares, chosen, largest = state
-        some: Array = (j < k) & (jnp.max(norms(j, squares, chosen.p)) >= digits * largest)
+        j, _, anew, squares, (*_, taken) = state
+        units = relative(squares, taken)
+        now, before = (jnp.max(lengths(s, units, taken)) for s in (squares, anew))
+        some: Array = (j < k) & (now >= digits * before)
         return some
 
     def stretch(state: Any) -> Any:
         since, j, left, chosen = state
         new = (jnp.arange(k, dtype=jnp.int32) >= since)[:, None]
         left = left - matmul(chosen.q.T, jnp.where(new, chosen.r, 0))
-        squares = jnp.sum(abs2(left), axis=0)
-        largest = jnp.max(norms(j, squares, chosen.p))
-        first = step((j, left, squares, chosen, largest))
-        reached, left, _, chosen, _ = lax.while_loop(tells, step, first)
+        anew = jnp.sum(abs2(left), axis=0)
+        first = step((j, left, anew, anew, chosen))
+        reached, left, _, _, chosen = lax.while_loop(tells, step, first)
         return j, reached, left, chosen
 
     none = jnp.zeros_like(a, shape=(), dtype=jnp.int32)  # "like": it varies where A does
