@@ -127,7 +127,7 @@ def _eliminate(a: Array, k: int, noise: Array | None) -> tuple[Array, Array, Arr
         merits = norms if noise is None else _noisy(norms, noise[j])
         pivot = jnp.argmax(jnp.where(column >= j, merits, -jnp.inf))
         a = a.at[:, pivot].set(a[:, j]).at[:, j].set(a[:, pivot])
-        p = p.at[pivot].set(p[j]).at[j].set(p[pivot])
+        p = _exchanged(p, pivot, j)
 
         v, tau, beta = reflector(a[:, j], j, row)
         inner = adjoint(project(a, v[:, None]))
