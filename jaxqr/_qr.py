@@ -371,11 +371,11 @@ def qr(
         check_rank: True adds a ``jax.experimental.checkify`` check that names the first column that
             depends on those before it.
         method: the algorithm. "householder" is that of ``jnp.linalg.qr``; "batched", for many small
-            matrices of at most 16 columns or rows, is unrolled; "cholesky", for deep ones, is
-            CholeskyQR2 (for R alone, of blocks of columns), verified, with Householder's algorithm
-            where it fails; "auto" chooses by shape, type, platform and batch, that of leading axes
-            as well as that of ``vmap``, and factors of a wide matrix the leading block alone: the
-            rest is a product.
+            matrices of at most 24 columns or rows, goes through all of them at once; "cholesky",
+            for deep ones, is CholeskyQR2 (for R alone, of blocks of columns), verified, with
+            Householder's algorithm where it fails; "auto" chooses by shape, type, platform and
+            batch, that of leading axes as well as that of ``vmap``, and factors of a wide matrix
+            the leading block alone: the rest is a product.
         dependent: "hold" takes the derivative that does not let dependent columns turn Q, as mode
             "r" always does. It is right for every loss of Q R and of the span of Q; one that reads
             Q and R with a gradient outside that span in dependent columns is not seen. By default

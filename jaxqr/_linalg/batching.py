@@ -34,7 +34,7 @@ def suits(c: Crossovers, *arrays: Any, most_columns: float | None = None) -> boo
         all(isinstance(d, int) for d in x.shape)  # not symbolic, as jax.export may have them
         and math.prod(x.shape[:-2]) >= c.least_batch
         and max(x.shape[-2:]) <= c.most_rows
-        and math.prod(x.shape[-2:]) <= c.most_elements
+        and math.prod(x.shape[-2:]) * (2 if jnp.iscomplexobj(x) else 1) <= c.most_elements
         and 0 < min(x.shape[-2:]) <= most
         for x in jax.tree.leaves(arrays)
     )

@@ -5,6 +5,10 @@ How many times as fast the value is, float32 | float64; two CPU cores, JAX 0.12,
     batched     10000 of 8 x 4    8.5 | 4.5     4096 of 16 x 16  3.3 | 1.8    64 of 16 x 16  5.3
                 2000 of 20 x 6    3.4 | 1.9     1000 of 12 x 30  3.6 | 2.1    64 of 8 x 4    3.6
                 2000 of 64 x 6    1.3 | 0.7     2000 of 48 x 8   1.7
+                1000 of 20 x 20   4.8 | 2.6     500 of 24 x 24   3.1 | 2.3
+                300 of 40 x 20    2.4 | 1.8     1000 of 20 x 30  3.3 | 2.2
+                1000 of 48 x 16   1.9 | 1.2     512 of 32 x 32   1.8 | 0.8
+                complex64 | complex128: 1000 of 20 x 20  1.6 | 0.9, 1000 of 48 x 16  0.7 | 0.3
     cholesky    2000 x 200       3.3 | 3.5    20000 x 64      2.8 | 3.5    100000 x 16   2.1 | 2.3
                 512 x 64         5.3 | 4.5    400 x 100       4.5 | 3.2    400 x 200     1.9 | 1.8
                 2400 x 300       2.5 | 2.6    600 x 300       1.7 | 1.5    5000 x 500    2.1 | 1.3
@@ -23,7 +27,7 @@ How many times as fast the value is, float32 | float64; two CPU cores, JAX 0.12,
 
 With the batch axis innermost the derivative's products gain up to 8 columns (10000 of 8 x 4: the
 gradient and value 12 | 4.0 times as fast, float32 | float64); for 16 x 16, as a batch of dots they
-take 4.3 | 9.5 ms instead of 8 | 22. Beyond 16 columns unrolling costs seconds of compile time.
+take 4.3 | 9.5 ms instead of 8 | 22.
 
 A complex product as four real ones takes, of what XLA's own takes, complex64 | complex128::
 
@@ -42,11 +46,11 @@ NEVER = 2**40  # a least size that nothing has
 class Crossovers:
     """From which size on, or up to which, an algorithm is the faster one on a platform."""
 
-    # batched: many small matrices (..., rows, columns), unrolled with the batch axis innermost
+    # batched: many small matrices (..., rows, columns), with the batch axis innermost
     least_batch: float = 64
     most_rows: float = 48  # the larger of rows and columns
-    most_elements: float = 384
-    most_unrolled: float = 16  # the smaller of rows and columns
+    most_elements: float = 768  # real ones; a complex one counts twice
+    most_unrolled: float = 24  # the smaller of rows and columns
     most_unrolled_in_rules: float = 8  # likewise, for the derivatives
 
     # cholesky: deep matrices, real but where they are narrow

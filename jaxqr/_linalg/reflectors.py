@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.lax.linalg import ormqr
 
 from jaxqr._linalg.algebra import adjoint as conjugate_transpose
@@ -42,11 +42,9 @@ def times(q: Array | Reflectors, c: Array) -> Array:
     if v.ndim == 2:
         y: Array = over_columns(_q)(v, taus, x)
         return y
-    for j in reversed(range(v.shape[1])):
-        below, tau = v[j + 1 :, j], taus[0, j]
-        w = materialized(tau[None] * total([x[j], *terms(below, x[j + 1 :])]))
-        rows = [x[:j], (x[j] - w)[None], x[j + 1 :] - below[:, None] * w[None]]
-        x = materialized(jnp.concatenate(rows))
+    for v, taus in reversed(_groups(q)):
+        done = len(x) - len(v)
+        x = jnp.concatenate([x[:done], reflect(v, taus, x[done:])])
     return x
 
 
@@ -58,9 +56,7 @@ def adjoint_times(q: Array | Reflectors, b: Array) -> Array:
     if v.ndim == 2:
         y: Array = over_columns(_q_adjoint)(v, taus, b)
         return y
-    columns = [(v[j + 1 :, j], taus[0, j]) for j in range(v.shape[1])]
-    rows, rest = reflected(columns, b)
-    return materialized(jnp.concatenate([jnp.stack(rows), rest]))
+    return reflected(_groups(q), b)
 
 
 # Q X and Q^H X for one matrix, complete: (m, k), (1, k) and (m, n).
@@ -108,20 +104,123 @@ def _q_adjoint(v: Array, taus: Array, x: Array) -> Array:
     return _apply(v, taus, x, adjoint=True)[0]
 
 
-def reflected(reflectors: list[tuple[Array, Array]], x: Array) -> tuple[list[Array], Array]:
-    """The rows of Q^H X, one for each (v, tau), v below its 1, and the rest; x (m, n, batch)."""
-    rows = []
-    for v, tau in reflectors:
-        row, x = reflect(v, tau, x)
-        rows.append(row)
-    return rows, x
+# Many small ones (rows, columns, batch). Few columns are written out, one by one; of more, some at
+# a time are a loop, which is compiled once. What they leave to do has fewer rows and columns.
+
+_MOST_WRITTEN_OUT = 16  # columns
+_MOST_ELEMENTS = 384  # in them
+_LOOPS = 2
+_LEAST_FOR_THREADS = 2**18  # elements
+
+Group = tuple[Array, Array]
+"""V (rows, k, batch), 1 on its diagonal and 0 above (not read), and taus (k, batch)."""
 
 
-def reflect(v: Array, tau: Array, x: Array) -> tuple[Array, Array]:
-    """The first row of H^H X, and what is below it, for x (m, n, batch)."""
+def in_groups(m: int, k: int) -> list[slice]:
+    """The k columns that are eliminated, of m rows."""
+    few = k <= _MOST_WRITTEN_OUT and m * k <= _MOST_ELEMENTS
+    size = 1 if few else -(-k // _LOOPS)
+    return [slice(j, min(j + size, k)) for j in range(0, k, size)]
+
+
+def _groups(q: Reflectors) -> list[Group]:
+    return [(q.v[c.start :, c], q.taus[0, c]) for c in in_groups(*q.v.shape[:2])]
+
+
+def reflected(groups: list[Group], x: Array) -> Array:
+    """Q^H X."""
+    done = []
+    for v, taus in groups:
+        x = reflect(v, taus, x, adjoint=True)
+        done.append(x[: len(taus)])
+        x = x[len(taus) :]
+    return materialized(jnp.concatenate([*done, x]))
+
+
+def eliminate(x: Array, steps: int) -> tuple[Array, Array]:
+    """What LAPACK stores of x (m, n, batch) after so many steps of elimination, and their taus."""
+    if steps == 1:
+        return _eliminate_first(x)
+    rows, columns = (jnp.arange(d, dtype=jnp.int32)[:, None] for d in x.shape[:2])
+    columns = columns[None]
+
+    def step(j: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, taus = state
+        j = _in_threads(j, steps, x)
+        column = lax.dynamic_index_in_dim(x, j, 1, keepdims=False)
+        alpha = lax.dynamic_index_in_dim(column, j, 0, keepdims=False)
+        below = materialized(jnp.where(rows > j, column, 0))
+        beta, tau, v = _reflector(alpha, below)
+        v = materialized(jnp.where(rows == j, 1, v))
+        turned = x - v[:, None] * _inner(jnp.conj(tau), v, x)[None]
+        stored = jnp.where(rows == j, beta[None], v)[:, None]
+        is_stored = (columns == j) & (rows[:, None] >= j)
+        x = materialized(jnp.where(columns > j, turned, jnp.where(is_stored, stored, x)))
+        return x, lax.dynamic_update_index_in_dim(taus, tau, j, 0)
+
+    out: tuple[Array, Array] = lax.fori_loop(0, steps, step, (x, jnp.zeros_like(x[0, :steps])))
+    return out
+
+
+def _eliminate_first(x: Array) -> tuple[Array, Array]:
+    beta, tau, v = _reflector(x[0, 0], x[1:, 0])
+    v = materialized(v)
+    row, rest = _reflect_first(v, jnp.conj(tau), x[:, 1:])
+    upper = jnp.concatenate([beta[None], row])
+    lower = jnp.concatenate([v[:, None], rest], axis=1)
+    return jnp.concatenate([upper[None], lower]), tau[None]
+
+
+def _reflector(alpha: Array, below: Array) -> tuple[Array, Array, Array]:
+    """Beta, tau, and v (m, batch) below its 1, of alpha and the elements ``below`` it."""
+    rest = total([jnp.zeros_like(alpha.real), *abs2(below)])
+    beta = materialized(eliminated(alpha, rest))
+    tau, scale = scalars(alpha, beta)
+    return beta.astype(alpha.dtype), materialized(tau), below * scale[None]
+
+
+def _in_threads(j: Array, steps: int, x: Array) -> Array:
+    """J, which counts so many steps on x, as a product has it.
+
+    XLA makes one kernel of a loop without a product: quick to start, with one thread to run it.
+    """
+    if x.size < _LEAST_FOR_THREADS:
+        return j
+    here = jnp.diag((jnp.arange(steps, dtype=j.dtype) == j).astype(j.dtype))
+    return jnp.max(lax.dot(here, here * j))
+
+
+def reflect(v: Array, taus: Array, x: Array, *, adjoint: bool = False) -> Array:
+    """H_0 H_1 ... X for x (m, n, batch), or with ``adjoint`` ... H_1^H H_0^H X."""
+    taus = jnp.conj(taus) if adjoint else taus
+    k = v.shape[1]
+    if k == 1:
+        row, rest = _reflect_first(v[1:, 0], taus[0], x)
+        return jnp.concatenate([row[None], rest])
+    rows = jnp.arange(v.shape[0], dtype=jnp.int32)[:, None]
+
+    def step(i: Array, x: Array) -> Array:
+        i = _in_threads(i, k, x)
+        j = i if adjoint else k - 1 - i
+        below = lax.dynamic_index_in_dim(v, j, 1, keepdims=False)
+        tau = lax.dynamic_index_in_dim(taus, j, 0, keepdims=False)
+        whole = materialized(jnp.where(rows > j, below, (rows == j).astype(x.dtype)))
+        return materialized(x - whole[:, None] * _inner(tau, whole, x)[None])
+
+    out: Array = lax.fori_loop(0, k, step, x)
+    return out
+
+
+def _reflect_first(v: Array, tau: Array, x: Array) -> tuple[Array, Array]:
+    """The first row of H X and the others, for v (m - 1, batch) below its 1."""
     first, below = x[0], x[1:]
-    w = materialized(jnp.conj(tau)[None] * total([first, *terms(v, below)]))
+    w = _inner(tau, v, below, first)
     return first - w, materialized(below - v[:, None] * w[None])
+
+
+def _inner(tau: Array, v: Array, x: Array, *first: Array) -> Array:
+    """Tau v^H X (n, batch)."""
+    return materialized(tau[None] * total([*first, *terms(v, x)]))
 
 
 def terms(v: Array, x: Array) -> list[Array]:
