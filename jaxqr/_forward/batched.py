@@ -37,7 +37,7 @@ def qr(a: Array, mode: str) -> tuple[Array, ...]:
 def triangle_and_product(a: Array, b: Array) -> tuple[Array, Array]:
     """U and the first n rows of Q^H B, for a (..., m, n), m >= n, and b (..., m, p)."""
     u, groups = _factored(innermost(a))
-    c = reflected(groups, innermost(b))[: len(u)]
+    c, _ = reflected(groups, innermost(b))
     return outermost(materialized(u), a.shape[:-2]), outermost(materialized(c), a.shape[:-2])
 
 

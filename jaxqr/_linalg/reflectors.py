@@ -44,7 +44,7 @@ def times(q: Array | Reflectors, c: Array) -> Array:
         return y
     for v, taus in reversed(_groups(q)):
         done = len(x) - len(v)
-        x = jnp.concatenate([x[:done], reflect(v, taus, x[done:])])
+        x = materialized(jnp.concatenate([x[:done], *_reflect(v, taus, x[done:])]))
     return x
 
 
@@ -56,7 +56,7 @@ def adjoint_times(q: Array | Reflectors, b: Array) -> Array:
     if v.ndim == 2:
         y: Array = over_columns(_q_adjoint)(v, taus, b)
         return y
-    return reflected(_groups(q), b)
+    return materialized(jnp.concatenate(reflected(_groups(q), b)))
 
 
 # Q X and Q^H X for one matrix, complete: (m, k), (1, k) and (m, n).
@@ -127,22 +127,22 @@ def _groups(q: Reflectors) -> list[Group]:
     return [(q.v[c.start :, c], q.taus[0, c]) for c in in_groups(*q.v.shape[:2])]
 
 
-def reflected(groups: list[Group], x: Array) -> Array:
-    """Q^H X."""
+def reflected(groups: list[Group], x: Array) -> tuple[Array, Array]:
+    """The first k rows of Q^H X, k columns in all groups, and the others."""
     done = []
     for v, taus in groups:
-        x = reflect(v, taus, x, adjoint=True)
-        done.append(x[: len(taus)])
-        x = x[len(taus) :]
-    return materialized(jnp.concatenate([*done, x]))
+        rows, x = _reflect(v, jnp.conj(taus), x, adjoint=True)
+        done.append(rows)
+        x = materialized(x)
+    return jnp.concatenate(done), x
 
 
 def eliminate(x: Array, steps: int) -> tuple[Array, Array]:
     """What LAPACK stores of x (m, n, batch) after so many steps of elimination, and their taus."""
     if steps == 1:
         return _eliminate_first(x)
-    rows, columns = (jnp.arange(d, dtype=jnp.int32)[:, None] for d in x.shape[:2])
-    columns = columns[None]
+    rows, columns = (jnp.arange(d, dtype=jnp.int32) for d in x.shape[:2])
+    rows, columns = rows[:, None], columns[None, :, None]
 
     def step(j: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         x, taus = state
@@ -167,7 +167,7 @@ def _eliminate_first(x: Array) -> tuple[Array, Array]:
     v = materialized(v)
     row, rest = _reflect_first(v, jnp.conj(tau), x[:, 1:])
     upper = jnp.concatenate([beta[None], row])
-    lower = jnp.concatenate([v[:, None], rest], axis=1)
+    lower = jnp.concatenate([v[:, None], materialized(rest)], axis=1)
     return jnp.concatenate([upper[None], lower]), tau[None]
 
 
@@ -190,14 +190,26 @@ def _in_threads(j: Array, steps: int, x: Array) -> Array:
     return jnp.max(lax.dot(here, here * j))
 
 
-def reflect(v: Array, taus: Array, x: Array, *, adjoint: bool = False) -> Array:
-    """H_0 H_1 ... X for x (m, n, batch), or with ``adjoint`` ... H_1^H H_0^H X."""
-    taus = jnp.conj(taus) if adjoint else taus
-    k = v.shape[1]
+def _reflect(v: Array, taus: Array, x: Array, *, adjoint: bool = False) -> tuple[Array, Array]:
+    """The first k rows of H_0 H_1 ... X, or with ``adjoint`` ... H_1 H_0 X, and the others."""
+    k = len(taus)
     if k == 1:
         row, rest = _reflect_first(v[1:, 0], taus[0], x)
-        return jnp.concatenate([row[None], rest])
-    rows = jnp.arange(v.shape[0], dtype=jnp.int32)[:, None]
+        return row[None], rest
+    x = reflect(v, taus, x, adjoint=adjoint)
+    return x[:k], x[k:]
+
+
+def _reflect_first(v: Array, tau: Array, x: Array) -> tuple[Array, Array]:
+    """The first row of H X and the others, for v (m - 1, batch) below its 1."""
+    first, below = x[0], x[1:]
+    w = _inner(tau, v, below, first)
+    return first - w, below - v[:, None] * w[None]
+
+
+def reflect(v: Array, taus: Array, x: Array, *, adjoint: bool = False) -> Array:
+    """H_0 H_1 ... X for x (m, n, batch), or with ``adjoint`` ... H_1 H_0 X, in a loop."""
+    rows, k = jnp.arange(v.shape[0], dtype=jnp.int32)[:, None], len(taus)
 
     def step(i: Array, x: Array) -> Array:
         i = _in_threads(i, k, x)
@@ -209,13 +221,6 @@ def reflect(v: Array, taus: Array, x: Array, *, adjoint: bool = False) -> Array:
 
     out: Array = lax.fori_loop(0, k, step, x)
     return out
-
-
-def _reflect_first(v: Array, tau: Array, x: Array) -> tuple[Array, Array]:
-    """The first row of H X and the others, for v (m - 1, batch) below its 1."""
-    first, below = x[0], x[1:]
-    w = _inner(tau, v, below, first)
-    return first - w, materialized(below - v[:, None] * w[None])
 
 
 def _inner(tau: Array, v: Array, x: Array, *first: Array) -> Array:
