@@ -24,6 +24,7 @@ from numerics import (
 )
 
 import jaxqr
+from jaxqr._linalg import reflectors
 
 BATCH = 80
 LOOPS = (20, 17)  # more columns than are written out
@@ -48,6 +49,17 @@ def test_factors(shape, dtype):
         check_qr(np.asarray(a), *map(np.asarray, ours[mode]), tol)
         assert_close(ours[mode][1], theirs[mode][1], tolerance(dtype, shape))
     assert_close(ours["r"], ours["reduced"][1], tol)
+
+
+@pytest.mark.parametrize("least", [1, 2**40])
+def test_loops_in_one_thread_and_in_more(least, monkeypatch):
+    monkeypatch.setattr(reflectors, "_LEAST_FOR_THREADS", least)
+    jax.clear_caches()
+    a = matrix((BATCH, *LOOPS))
+    tol = tolerance("float64", LOOPS, 1)
+    check_qr(a, *map(np.asarray, jaxqr.qr(a, method="batched")), tol)
+    identity = np.broadcast_to(np.eye(LOOPS[1]), (BATCH, LOOPS[1], LOOPS[1]))
+    check_qr(a, *map(np.asarray, jaxqr.qr_multiply(a, identity)), tol)
 
 
 def test_the_method_by_its_name():

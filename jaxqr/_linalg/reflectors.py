@@ -184,6 +184,7 @@ def _in_threads(j: Array, steps: int, x: Array) -> Array:
 
     XLA makes one kernel of a loop without a product: quick to start, with one thread to run it.
     """
+    j = j.astype(jnp.int32)
     if x.size < _LEAST_FOR_THREADS:
         return j
     here = jnp.diag((jnp.arange(steps, dtype=j.dtype) == j).astype(j.dtype))
