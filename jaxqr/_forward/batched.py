@@ -8,17 +8,17 @@ import functools
 import jax.numpy as jnp
 from jax import Array
 
-from jaxqr._linalg.algebra import materialized, select, total
+from jaxqr._linalg.algebra import materialized, select
 from jaxqr._linalg.batching import innermost, outermost
 from jaxqr._linalg.reflectors import (
     Group,
     Reflectors,
     eliminate,
     in_groups,
+    inner,
     magnitude,
-    reflect,
+    reflect_in_loop,
     reflected,
-    terms,
 )
 
 
@@ -91,7 +91,7 @@ def _q(groups: list[Group], columns: int) -> Array:
             continue
         below = jnp.pad(q, [(0, 0), (size, 0), (0, 0)])
         new = jnp.eye(size, below.shape[1], dtype=v.dtype)[..., None] + zero
-        q = reflect(v, taus, jnp.concatenate([new, below]))
+        q = reflect_in_loop(v, taus, jnp.concatenate([new, below]))
     return q
 
 
@@ -99,7 +99,7 @@ def _bordered(v: Array, tau: Array, q: Array) -> Array:
     """H times q with the identity's first row and column, for v (m - 1, batch) below its 1."""
     turned = jnp.concatenate([1 - tau, -tau * v])[:, None]
     if q.shape[1]:
-        w = materialized(tau * total(terms(v, q)))
+        w = inner(tau[0], v, q)
         others = jnp.concatenate([-w[None], q - v[:, None] * w[None]])
         turned = jnp.concatenate([turned, others], axis=1)
     return materialized(turned)

@@ -113,7 +113,7 @@ _LOOPS = 2
 _LEAST_FOR_THREADS = 2**18  # elements
 
 Group = tuple[Array, Array]
-"""V (rows, k, batch), 1 on its diagonal and 0 above (not read), and taus (k, batch)."""
+"""V (rows, k, batch), of which what is below the diagonal is read, and taus (k, batch)."""
 
 
 def in_groups(m: int, k: int) -> list[slice]:
@@ -152,7 +152,7 @@ def eliminate(x: Array, steps: int) -> tuple[Array, Array]:
         below = materialized(jnp.where(rows > j, column, 0))
         beta, tau, v = _reflector(alpha, below)
         v = materialized(jnp.where(rows == j, 1, v))
-        turned = x - v[:, None] * _inner(jnp.conj(tau), v, x)[None]
+        turned = x - v[:, None] * inner(jnp.conj(tau), v, x)[None]
         stored = jnp.where(rows == j, beta[None], v)[:, None]
         is_stored = (columns == j) & (rows[:, None] >= j)
         x = materialized(jnp.where(columns > j, turned, jnp.where(is_stored, stored, x)))
@@ -197,19 +197,19 @@ def _reflect(v: Array, taus: Array, x: Array, *, adjoint: bool = False) -> tuple
     if k == 1:
         row, rest = _reflect_first(v[1:, 0], taus[0], x)
         return row[None], rest
-    x = reflect(v, taus, x, adjoint=adjoint)
+    x = reflect_in_loop(v, taus, x, adjoint=adjoint)
     return x[:k], x[k:]
 
 
 def _reflect_first(v: Array, tau: Array, x: Array) -> tuple[Array, Array]:
     """The first row of H X and the others, for v (m - 1, batch) below its 1."""
     first, below = x[0], x[1:]
-    w = _inner(tau, v, below, first)
+    w = inner(tau, v, below, first)
     return first - w, below - v[:, None] * w[None]
 
 
-def reflect(v: Array, taus: Array, x: Array, *, adjoint: bool = False) -> Array:
-    """H_0 H_1 ... X for x (m, n, batch), or with ``adjoint`` ... H_1 H_0 X, in a loop."""
+def reflect_in_loop(v: Array, taus: Array, x: Array, *, adjoint: bool = False) -> Array:
+    """H_0 H_1 ... X for x (m, n, batch), or with ``adjoint`` ... H_1 H_0 X."""
     rows, k = jnp.arange(v.shape[0], dtype=jnp.int32)[:, None], len(taus)
 
     def step(i: Array, x: Array) -> Array:
@@ -218,20 +218,16 @@ def reflect(v: Array, taus: Array, x: Array, *, adjoint: bool = False) -> Array:
         below = lax.dynamic_index_in_dim(v, j, 1, keepdims=False)
         tau = lax.dynamic_index_in_dim(taus, j, 0, keepdims=False)
         whole = materialized(jnp.where(rows > j, below, (rows == j).astype(x.dtype)))
-        return materialized(x - whole[:, None] * _inner(tau, whole, x)[None])
+        return materialized(x - whole[:, None] * inner(tau, whole, x)[None])
 
     out: Array = lax.fori_loop(0, k, step, x)
     return out
 
 
-def _inner(tau: Array, v: Array, x: Array, *first: Array) -> Array:
-    """Tau v^H X (n, batch)."""
-    return materialized(tau[None] * total([*first, *terms(v, x)]))
-
-
-def terms(v: Array, x: Array) -> list[Array]:
-    """What v^H X sums up, for v (m, batch) and x (m, n, batch)."""
-    return [jnp.conj(element) * row for element, row in zip(v[:, None], x, strict=True)]
+def inner(tau: Array, v: Array, x: Array, *first: Array) -> Array:
+    """Tau (v^H X + first) (n, batch), for v (m, batch) and x (m, n, batch)."""
+    terms = (jnp.conj(element) * row for element, row in zip(v[:, None], x, strict=True))
+    return materialized(tau[None] * total([*first, *terms]))
 
 
 def reflector(x: Array, j: Any, row: Any) -> tuple[Array, Array, Array]:
