@@ -10,7 +10,7 @@ from jax import Array
 from jaxqr._forward import batched, cholesky, householder, wide
 from jaxqr._linalg.algebra import diagonal
 from jaxqr._linalg.batching import batch_aware, over_matrices, suits
-from jaxqr._linalg.crossovers import SHIPPED, Crossovers
+from jaxqr._linalg.crossovers import MOST_UNROLLED, Crossovers
 from jaxqr._linalg.reflectors import Reflectors, adjoint_times, times
 from jaxqr._linalg.tuning import by_platform
 
@@ -112,8 +112,8 @@ def refusal(shape: tuple[int, ...], mode: str, method: str, across: tuple[str, s
     ``across`` is how the caller names rows and columns.
     """
     rows, columns = across
-    if method == "batched" and min(shape[-2:]) > SHIPPED.most_unrolled:
-        return f"at most {SHIPPED.most_unrolled} rows or columns, which it unrolls"
+    if method == "batched" and min(shape[-2:]) > MOST_UNROLLED:
+        return f"at most {MOST_UNROLLED} rows or columns, which it unrolls"
     if method == "cholesky" and (shape[-2] < shape[-1] or mode == "complete"):
         return f'at least as many {rows} as {columns}, and no mode "complete"'
     return None

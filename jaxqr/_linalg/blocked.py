@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 from jax import Array, lax
 from jax.lax.linalg import cholesky
 
@@ -32,7 +33,9 @@ from jaxqr._linalg.scaling import any_extreme, column_units, unit
 
 _BLOCK = 64, 128  # columns of a diagonal block: half of all, within these
 LONE = 96  # columns up to which LAPACK's Cholesky factorization leaves its threads asleep
-_SMALL = 32  # columns up to which LAPACK inverts
+# Columns up to which LAPACK inverts. Until jaxlib 0.11.1 a call for a batch waited for threads of
+# the pool that it ran in: for ever, once all of these were in such calls, of one device each.
+_SMALL = 32 if jaxlib.version.__version_info__ >= (0, 11, 1) else 0
 _STRIP = 128  # columns up to which the triangle of a product is made in one piece, ...
 _MOST_STRIPS = 3  # ... and the most pieces
 _CACHED = 2**20  # elements of a factor up to which there are pieces

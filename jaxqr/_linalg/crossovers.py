@@ -39,7 +39,14 @@ Elsewhere: what was measured there, see :mod:`jaxqr._linalg.tuning`.
 
 import dataclasses
 
+import jaxlib.version
+
 NEVER = 2**40  # a least size that nothing has
+MOST_UNROLLED = 24  # beyond it compiling takes minutes
+
+# Up to 16 columns of 384 elements steps of elimination are written out, more are loops, where XLA
+# took sums anew for each element until jaxlib 0.11.1: 1000 of 20 x 20 took 120 ms, by LAPACK 10.
+_LOOPS_PAY = jaxlib.version.__version_info__ >= (0, 11, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +56,8 @@ class Crossovers:
     # batched: many small matrices (..., rows, columns), with the batch axis innermost
     least_batch: float = 64
     most_rows: float = 48  # the larger of rows and columns
-    most_elements: float = 768  # real ones; a complex one counts twice
-    most_unrolled: float = 24  # the smaller of rows and columns
+    most_elements: float = 768 if _LOOPS_PAY else 384  # real ones; a complex one counts twice
+    most_unrolled: float = MOST_UNROLLED if _LOOPS_PAY else 16  # the smaller of rows and columns
     most_unrolled_in_rules: float = 8  # likewise, for the derivatives
 
     # cholesky: deep matrices, real but where they are narrow

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from jaxqr._linalg.crossovers import NOTHING, SHIPPED, Crossovers
+from jaxqr._linalg.crossovers import MOST_UNROLLED, NOTHING, SHIPPED, Crossovers
 
 VARIABLE = "JAXQR_TUNING"
 """The environment variable that names another file, or "none"."""
@@ -204,7 +204,7 @@ def _entry(entry: Any) -> Entry:
     for name, x in numbers.items():
         if type(x) not in (int, float) or not math.isfinite(x) or x < 0:
             raise ValueError(f"{name} is {x!r}, and no number from 0 on")
-    for name in ("most_unrolled", "most_unrolled_in_rules"):  # beyond it compiling takes minutes
-        if numbers[name] > SHIPPED.most_unrolled:
-            raise ValueError(f"{name} is {numbers[name]}, more than {SHIPPED.most_unrolled}")
+    for name in ("most_unrolled", "most_unrolled_in_rules"):
+        if numbers[name] > MOST_UNROLLED:
+            raise ValueError(f"{name} is {numbers[name]}, more than {MOST_UNROLLED}")
     return Entry(**entry | {"crossovers": Crossovers(**numbers)})

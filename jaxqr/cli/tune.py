@@ -20,7 +20,7 @@ import numpy as np
 
 import jaxqr
 from jaxqr._linalg import tuning
-from jaxqr._linalg.crossovers import NEVER, NOTHING, SHIPPED, Crossovers
+from jaxqr._linalg.crossovers import MOST_UNROLLED, NEVER, NOTHING, Crossovers
 from jaxqr._linalg.products import matmul
 from jaxqr.cli.differences import normal
 from jaxqr.cli.progress import Progress
@@ -80,7 +80,7 @@ def _always(*names: str) -> Crossovers:
     """Numbers by which nothing is too large or too small for the algorithm that has these."""
     chosen: dict[str, float] = {n: NEVER if n.startswith("most") else 1 for n in names}
     for name in {"most_unrolled", "most_unrolled_in_rules"} & chosen.keys():
-        chosen[name] = SHIPPED.most_unrolled
+        chosen[name] = MOST_UNROLLED
     return dataclasses.replace(NOTHING, **chosen)
 
 
