@@ -13,7 +13,7 @@ import pytest
 
 import jaxqr
 from bench import __main__ as bench_main
-from bench import thunks, timing
+from bench import lowered, thunks, timing
 from bench.__main__ import main, run
 from bench.case import (
     GRADIENT,
@@ -364,6 +364,23 @@ def test_command_takes_a_file_and_writes_everything(tmp_path, capsys):
     assert "| wm1 (3 × 5) | pullback | 4.55 | 11.67 | 2.56 |" in text
     assert str(tmp_path) not in text
     assert "pivoted_qr, wm1" in capsys.readouterr().err
+
+
+def test_what_is_asked_of_a_gpu_is_counted(capsys):
+    assert lowered.main(["100x8x4", "--dtype", "complex64"]) == 0
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    (_, *jaxs), (_, *ours), (_, *by_crossovers) = rows
+    assert jaxs[:3] == ["JAX", "3", "3"]  # geqrf, orgqr, a solve
+    assert ours[:3] == ["jaxqr", "3", "4"]
+    assert by_crossovers[1:4] == ["0", "0", "0"]
+    assert float(by_crossovers[4]) > 500
+    assert float(by_crossovers[5]) == 0
+
+
+def test_bytes_of_calls_and_products():
+    product = InJax("a product", lambda _: lambda a: (a @ a.mT,))
+    found = lowered.counted(Case(QR, VALUE, (5, 3, 4), "complex64"), product)
+    assert found[lowered.MEGABYTES] == pytest.approx(8 * 5 * (2 * 3 * 4 + 3 * 3) / 1e6)
 
 
 @pytest.mark.filterwarnings("ignore:builtin type event_stats")  # of the profiler's reader
