@@ -5,7 +5,6 @@ with the CPU's crossovers. XLA fuses what is elementwise: what there is beside l
 products is more operations than kernels. All branches of a choice count, and a loop's body once.
 """
 
-import argparse
 import collections
 import math
 import re
@@ -15,9 +14,9 @@ from typing import Any
 
 import jax
 
-from bench.case import GRADIENT, QR, R_ALONE, Case
+from bench.case import Case
 from bench.contestants import JAX, JAXQR, InJax
-from bench.suites import SHAPES
+from bench.thunks import cases, of_cases
 from jaxqr._linalg import tuning
 from jaxqr._linalg.crossovers import SHIPPED
 
@@ -79,13 +78,9 @@ def _bytes(of: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.lowered", description=__doc__)
-    parser.add_argument("shapes", nargs="*", metavar="SHAPE", help="like 10000x8x4; default: all")
-    parser.add_argument("--dtype", default="float32")
+    parser = of_cases("python -m bench.lowered", __doc__)
     parser.add_argument("--platform", default="cuda", choices=("cuda", "rocm", "tpu"))
-    parser.add_argument("--r", action="store_const", dest="op", const=R_ALONE, default=QR)
     args = parser.parse_args(argv)
-    shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes] or SHAPES["full"]
     kinds = (CALLS, PRODUCTS, LOOPS, OTHERS, MEGABYTES)
     contestants: list[tuple[str, InJax, tuning.ByPlatform]] = [
         ("JAX", JAX, {}),
@@ -95,8 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("| matrix | | " + " | ".join(kinds) + " |")
     print("| --- | --- |" + " ---: |" * len(kinds))
     with jax.enable_x64(True):
-        for shape in shapes:
-            case = Case(args.op, GRADIENT, shape, args.dtype)
+        for case in cases(args):
             for name, contestant, table in contestants:
                 with tuning.forced(table):
                     found = counted(case, contestant, args.platform)

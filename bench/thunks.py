@@ -68,19 +68,28 @@ def _kinds(hlo: str) -> dict[str, str]:
     return kinds
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.thunks", description=__doc__)
+def of_cases(prog: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser of what :func:`cases` reads."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("shapes", nargs="*", metavar="SHAPE", help="like 10000x8x4; default: all")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--r", action="store_const", dest="op", const=R_ALONE, default=QR)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def cases(args: argparse.Namespace) -> list[Case]:
+    """Value and gradient of each shape."""
     shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes] or SHAPES["full"]
+    return [Case(args.op, GRADIENT, shape, args.dtype) for shape in shapes]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = of_cases("python -m bench.thunks", __doc__).parse_args(argv)
     contestants, kinds = (JAXQR, JAX), (LAPACK, PRODUCTS, LOOPS)
     print("| matrix | " + " | ".join(f"{c.name}: {k}" for c in contestants for k in kinds) + " |")
     print("| --- |" + " ---: |" * (len(contestants) * len(kinds)))
     with jax.enable_x64(True):
-        for shape in shapes:
-            case = Case(args.op, GRADIENT, shape, args.dtype)
+        for case in cases(args):
             spent = [milliseconds(case, contestant) for contestant in contestants]
             cells = [f"{of.get(kind, 0):.3g}" for of in spent for kind in kinds]
             print("| " + " | ".join([case.matrix, *cells]) + " |", flush=True)

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
@@ -65,6 +66,12 @@ def test_loops_in_one_thread_and_in_more(least, monkeypatch):
 def test_the_method_by_its_name():
     a = jnp.asarray(matrix((BATCH, 8, 4)))
     assert_close(jaxqr.qr(a), jaxqr.qr(a, method="batched"), 0)
+
+
+def test_loops_are_chosen_where_they_pay():
+    a = jax.ShapeDtypeStruct((BATCH, *LOOPS), "float64")
+    pay = jaxlib.version.__version_info__ >= (0, 11, 1)
+    assert ("geqrf" in jax.jit(jaxqr.qr).lower(a).as_text()) is not pay
 
 
 def well_conditioned(shape, dtype):
