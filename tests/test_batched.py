@@ -68,8 +68,9 @@ def test_the_method_by_its_name():
     assert_close(jaxqr.qr(a), jaxqr.qr(a, method="batched"), 0)
 
 
-def test_loops_are_chosen_where_they_pay():
-    a = jax.ShapeDtypeStruct((BATCH, *LOOPS), "float64")
+@pytest.mark.parametrize("shape", [LOOPS, (40, 10)], ids=str)  # more columns, more elements
+def test_loops_are_chosen_where_they_pay(shape):
+    a = jax.ShapeDtypeStruct((BATCH, *shape), "float64")
     pay = jaxlib.version.__version_info__ >= (0, 11, 1)
     assert ("geqrf" in jax.jit(jaxqr.qr).lower(a).as_text()) is not pay
 
