@@ -1,8 +1,9 @@
 """What value and gradient ask of a GPU, without one: ``python -m bench.lowered [SHAPE ...]``.
 
-Counted in the StableHLO that JAX lowers them to, of jaxqr as it is where nothing was measured, and
-with the CPU's crossovers. XLA fuses what is elementwise: what there is beside library calls and
-products is more operations than kernels. All branches of a choice count, and a loop's body once.
+What is chosen as in :mod:`bench.thunks`. Counted in the StableHLO that JAX lowers it to, of jaxqr
+as it is where nothing was measured, and with the CPU's crossovers. XLA fuses what is elementwise:
+what there is beside library calls and products is more operations than kernels. All branches of a
+choice count, and a loop's body once.
 """
 
 import collections

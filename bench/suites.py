@@ -82,15 +82,16 @@ LSTSQ_SHAPES: dict[Size, Shapes] = {
 }
 COMPILE_SHAPES: dict[Size, Shapes] = {
     "full": [
-        (500, 500), (20000, 64), (200, 1000), (10000, 8, 4), (4096, 16, 16), (512, 64, 32),
+        (500, 500), (2000, 200), (20000, 64), (200, 1000),
+        (10000, 8, 4), (4096, 16, 16), (512, 64, 32),
     ],
     "quick": [(500, 500), (10000, 8, 4)],
     "tiny": [(6, 4)],
 }
 LIMIT_SHAPES: dict[Size, Shapes] = {
     "full": [
-        (500, 500), (1000, 1000), (2000, 200), (5000, 500), (20000, 64), (100000, 16),
-        (200, 1000), (10000, 8, 4), (4096, 16, 16), (512, 64, 32),
+        (500, 500), (1000, 1000), (2000, 2000), (2000, 200), (5000, 500), (20000, 64),
+        (100000, 16), (200, 1000), (10000, 8, 4), (4096, 16, 16), (512, 64, 32),
     ],
     "quick": [(500, 500), (20000, 64), (10000, 8, 4)],
     "tiny": [(6, 4), (3, 5)],
@@ -170,7 +171,7 @@ def _equations(size: Size, files: Sequence[str]) -> list[Case]:
 def _shapes(size: Size, files: Sequence[str]) -> list[Case]:
     cases = _grid(SHAPES[size], (QR, R_ALONE, LQ), _both(size), (VALUE, GRADIENT))
     if size != "quick":
-        cases += _grid(SHAPES[size], (QR,), ("complex64",), (VALUE, GRADIENT))
+        cases += _grid(SHAPES[size], (QR,), ("complex64", "complex128"), (VALUE, GRADIENT))
     return cases
 
 

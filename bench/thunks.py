@@ -1,7 +1,9 @@
 """Where the time of a compiled program goes: ``python -m bench.thunks [SHAPE ...] [--dtype T]``.
 
-XLA's CPU runtime reports each thunk (a LAPACK call, a product, a loop) to JAX's profiler. Those
-that run side by side are each counted in full, so a sum can exceed the time of the call.
+Of value and gradient of Q and R, or of R alone (``--r``), of least squares (``--lstsq``), or of
+the value (``--value``). XLA's CPU runtime reports each thunk (a LAPACK call, a product, a loop) to
+JAX's profiler. Those that run side by side are each counted in full, so a sum can exceed the time
+of the call.
 """
 
 import argparse
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import jax
 
-from bench.case import GRADIENT, QR, R_ALONE, Case
+from bench.case import GRADIENT, LSTSQ, QR, R_ALONE, VALUE, Case
 from bench.contestants import JAX, JAXQR, InJax
 from bench.suites import SHAPES
 
@@ -74,13 +76,15 @@ def of_cases(prog: str, description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("shapes", nargs="*", metavar="SHAPE", help="like 10000x8x4; default: all")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--r", action="store_const", dest="op", const=R_ALONE, default=QR)
+    parser.add_argument("--lstsq", action="store_const", dest="op", const=LSTSQ)
+    parser.add_argument("--value", action="store_const", dest="work", const=VALUE, default=GRADIENT)
     return parser
 
 
 def cases(args: argparse.Namespace) -> list[Case]:
-    """Value and gradient of each shape."""
+    """One for each shape."""
     shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes] or SHAPES["full"]
-    return [Case(args.op, GRADIENT, shape, args.dtype) for shape in shapes]
+    return [Case(args.op, args.work, shape, args.dtype) for shape in shapes]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

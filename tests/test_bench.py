@@ -385,9 +385,12 @@ def test_bytes_of_calls_and_products():
 
 @pytest.mark.filterwarnings("ignore:builtin type event_stats")  # of the profiler's reader
 def test_thunks_are_told_apart(capsys):
-    assert thunks.main(["200x100", "--dtype", "float64"]) == 0
-    *_, row = capsys.readouterr().out.strip().splitlines()
-    name, *cells = (cell.strip() for cell in row.strip("|").split("|"))
-    assert name == "200 × 100"
-    assert len(cells) == 6
-    assert all(float(cell) > 0 for cell in cells)
+    for options in ["--dtype", "float64"], ["--lstsq", "--value"]:
+        assert thunks.main(["200x100", *options]) == 0
+        *_, row = capsys.readouterr().out.strip().splitlines()
+        name, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+        assert name == "200 × 100"
+        jaxqrs, jaxs = ([float(cell) for cell in part] for part in (cells[:3], cells[3:]))
+        assert min(jaxqrs) > 0
+        assert len(jaxs) == 3
+        assert min(jaxs) > 0 or "--value" in options  # which needs no product

@@ -11,6 +11,7 @@ from numerics import assert_close, gaussian, matrix, norm, random_like, toleranc
 import jaxqr
 from jaxqr._linalg.batching import over_matrices
 from jaxqr._linalg.blocked import Inverted, lower_of_product, lower_of_upper_product, lower_sum
+from jaxqr._linalg.scaling import divided
 
 SIZES = [0, 1, 64, 65, 128, 129, 200, 256, 257, 300]
 
@@ -88,3 +89,16 @@ def test_pullback_and_pushforward_of_many_blocks(shape, dtype):
     ours = functools.partial(jaxqr.qr, forward_mode=True, method="householder")
     tol = tolerance(dtype, shape, c=64)
     assert_close(derivatives(ours), derivatives(jnp.linalg.qr), tol)
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+def test_complex_numbers_by_real_ones_are_divided_part_by_part(dtype):
+    x = gaussian((4, 3), dtype) * np.array([1, 1e30, 1e-30], dtype)
+    x[0] = 0, np.inf, complex(0, -np.inf)
+    d = np.array([3, 2.0**100, 1e-35], dtype)
+    program = jax.make_jaxpr(divided)(x, d[None])
+    got = np.asarray(jax.jit(divided)(x, d[None]))
+    for ours, part in ((got.real, x.real), (got.imag, x.imag)):
+        np.testing.assert_allclose(ours, part / d.real, rtol=2 * np.finfo(dtype).eps)
+    divisions = [e.outvars[0].aval.dtype for e in program.eqns if e.primitive.name == "div"]
+    assert divisions == [np.empty(0, dtype).real.dtype] * 2

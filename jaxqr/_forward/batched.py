@@ -20,6 +20,7 @@ from jaxqr._linalg.reflectors import (
     reflect_in_loop,
     reflected,
 )
+from jaxqr._linalg.scaling import divided
 
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:
@@ -56,7 +57,7 @@ def _factored(x: Array) -> tuple[Array, list[Group]]:
     k = min(x.shape[:2])
     largest = functools.reduce(jnp.maximum, map(jnp.abs, x))
     scale = materialized(magnitude(largest)).astype(x.dtype)  # (n, batch)
-    x = x / scale[None]
+    x = divided(x, scale[None])
     groups, rows = [], []
     for columns in in_groups(len(x), k):
         size = columns.stop - columns.start

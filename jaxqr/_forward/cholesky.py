@@ -26,7 +26,7 @@ from jaxqr._linalg.blocked import LONE, Inverted, lower_of_product, lower_sum
 from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._linalg.reflectors import abs2
-from jaxqr._linalg.scaling import units_of_columns
+from jaxqr._linalg.scaling import divided, units_of_columns
 
 # The first Q's departure from orthonormality, and the mean condition of the blocks that are
 # inverted: up to here errors are those of Householder's algorithm (tests/test_cholesky.py).
@@ -92,7 +92,7 @@ def _carefully(
     Powers of two change no digit: a matrix that was sound as it is gets the factors that it had.
     """
     units = units_of_columns(a)
-    sound, u, *others = by_blocks(a / units, *b)
+    sound, u, *others = by_blocks(divided(a, units), *b)
     return _mixed(by_householder, sound, (u * units, *others), a, *b)
 
 
@@ -165,7 +165,7 @@ def _in_the_same_loop(
 
     def attempt(state: Any) -> Any:
         tried, units, *_ = state
-        sound, u, *others = by_blocks(a / units, *b)
+        sound, u, *others = by_blocks(divided(a, units), *b)
         next_units = lax.cond(
             jnp.all(sound), lambda a, d: d, lambda a, d: units_of_columns(a), a, units
         )

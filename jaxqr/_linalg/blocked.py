@@ -29,7 +29,7 @@ from jaxqr._linalg.algebra import (
     total,
 )
 from jaxqr._linalg.batching import over_leading_axes, unless_any
-from jaxqr._linalg.scaling import any_extreme, column_units, unit
+from jaxqr._linalg.scaling import any_extreme, column_units, divided, unit
 
 _BLOCK = 64, 128  # columns of a diagonal block: half of all, within these
 LONE = 96  # columns up to which LAPACK's Cholesky factorization leaves its threads asleep
@@ -100,7 +100,7 @@ class Inverted(NamedTuple):
         k = u.shape[0]
         size = _block(k)
         d = column_units(select(below_diagonal(u), 0, u)).astype(u.dtype)
-        e = u / d[None]
+        e = divided(u, d[None])
         if u.ndim > 2:
             return cls(e, (), d)
         if k <= size:
@@ -129,7 +129,7 @@ class Inverted(NamedTuple):
         k = gram.shape[0]
         size = -(-k // -(-k // LONE))  # all blocks alike
         d = unit(jnp.sqrt(diagonal(gram).real)).astype(gram.dtype)
-        gram = gram / d[None] / d[:, None]
+        gram = divided(divided(gram, d[None]), d[:, None])
         u, inverses = jnp.zeros_like(gram), []
         for j in range(0, k, size):
             above = u[:j, j:]
@@ -145,29 +145,29 @@ class Inverted(NamedTuple):
         """U^-1 B for b (k, n)."""
         if len(self.inverses) == 1:
             return matmul(self._inverse(), b)
-        return self._left(b) / self.d[:, None]
+        return divided(self._left(b), self.d[:, None])
 
     def adjoint_left(self, b: Array) -> Array:
         """U^-H B for b (k, n)."""
         if len(self.inverses) == 1:
             return matmul(adjoint(self._inverse()), b)
-        return self._adjoint_left(b / self.d[:, None])
+        return self._adjoint_left(divided(b, self.d[:, None]))
 
     def right(self, b: Array) -> Array:
         """B U^-1 for b (m, k)."""
         if len(self.inverses) == 1:
             return matmul(b, self._inverse())
-        return self._right(b / self.d[None])
+        return self._right(divided(b, self.d[None]))
 
     def adjoint_right(self, b: Array) -> Array:
         """B U^-H for b (m, k)."""
         if len(self.inverses) == 1:
             return matmul(b, adjoint(self._inverse()))
-        return self._adjoint_right(b) / self.d[None]
+        return divided(self._adjoint_right(b), self.d[None])
 
     def _inverse(self) -> Array:
         """U^-1, of one block: what is m x k is not scaled by itself."""
-        return self.inverses[0] / self.d[:, None]
+        return divided(self.inverses[0], self.d[:, None])
 
     # The same with E.
 
@@ -243,11 +243,11 @@ def product_over(x: Array, u: Array, s: Array, v: Array) -> Array:
     d = inverted.d[None]
     factor = inverted._adjoint_right(s)  # times D^-1
     if x.shape[0] < x.shape[1] + v.shape[1]:  # X U^-1 is smaller than what it is multiplied by
-        return matmul(inverted.right(x), _beside(factor / d, v))
+        return matmul(inverted.right(x), _beside(divided(factor, d), v))
     units = _beside(d, jnp.ones_like(v[:1], shape=(1, *v.shape[1:])))
     factor = inverted.left(_beside(factor, v))
     if x.ndim > 2:  # the division is part of the product's loop
-        return matmul(x, factor) / units
+        return divided(matmul(x, factor), units)
     product: Array = _product_in_units(x, factor, units)
     return product
 
@@ -263,15 +263,15 @@ def _product_in_units(x: Array, y: Array, d: Array) -> Array:
 def _product_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
     """Without the choice, which would be taken for each matrix of a batch; units are constant."""
     (x, y, d), (dx, dy, _) = primals, tangents
-    return _product_in_units(x, y, d), (matmul(dx, y) + matmul(x, dy)) / d
+    return _product_in_units(x, y, d), divided(matmul(dx, y) + matmul(x, dy), d)
 
 
 # Y D^-1 leaves the range of the type where the squares of D do; where they do not, it spares a pass
 # over the product.
 _unless_extreme = unless_any(
     lambda _x, _y, d: any_extreme(d),
-    lambda x, y, d: over_leading_axes(matmul)(x, y / d),
-    lambda x, y, d: over_leading_axes(matmul)(x, y) / d,
+    lambda x, y, d: over_leading_axes(matmul)(x, divided(y, d)),
+    lambda x, y, d: divided(over_leading_axes(matmul)(x, y), d),
 )
 
 
