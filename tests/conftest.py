@@ -1,8 +1,7 @@
 """64 bits, strict types and ranks, and eight devices: a silent cast or broadcast fails a test.
 
 Nearly all of the tests' time is compilation, and much of that is LLVM's optimization of kernels
-that run once: it is left out, but where the rounding itself is tested (test_accuracy.py). Two test
-processes have the cores, so a compiler needs no threads of its own.
+that run once: it is left out, but where the rounding itself is tested (test_accuracy.py).
 """
 
 import math
@@ -11,7 +10,6 @@ import zlib
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    " --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1"
 )
 
 os.environ["JAXQR_TUNING"] = "none"  # nothing that was measured on the machine at hand

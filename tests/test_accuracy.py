@@ -24,13 +24,7 @@ SEEDS = (
 
 # As users compile: without LLVM's optimizations (see conftest.py), which fuse multiplications with
 # additions, all of this rounds differently.
-jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 3,
-        "xla_llvm_disable_expensive_passes": False,
-    },
-)
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
 ALGORITHMS = {
     "batched, deep": ((BATCH, 8, 4), {}),
     "batched, square": ((BATCH, 10, 10), {}),
