@@ -6,7 +6,7 @@ from jax import Array, lax
 from jaxqr._linalg.algebra import on_diagonal, select
 from jaxqr._linalg.batching import over_matrices
 from jaxqr._linalg.reflectors import abs2
-from jaxqr._linalg.scaling import column_units
+from jaxqr._linalg.scaling import column_units, divided
 
 ROUNDING = 8  # eps; of a dependent column, rounding was seen to leave up to four, in tall data too
 
@@ -25,7 +25,7 @@ def _dependent(r: Array) -> Array:
     rows, columns = r.shape[:2]
     k = min(rows, columns)
     r = r[:k, :k]
-    r = r / column_units(r).astype(r.dtype)[None]
+    r = divided(r, column_units(r).astype(r.dtype)[None])
     diagonal = jnp.sum(select(on_diagonal(r), jnp.abs(r), 0), axis=0, keepdims=True)
     norms = jnp.sqrt(jnp.sum(abs2(r), axis=0, keepdims=True))
     tolerance = max(rows, columns, ROUNDING) * float(jnp.finfo(r.dtype).eps)
