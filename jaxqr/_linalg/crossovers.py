@@ -44,9 +44,10 @@ import jaxlib.version
 NEVER = 2**40  # a least size that nothing has
 MOST_UNROLLED = 24  # beyond it compiling takes minutes
 
-# Up to 16 columns of 384 elements steps of elimination are written out, more are loops, where XLA
-# took sums anew for each element until jaxlib 0.11.1: 1000 of 20 x 20 took 120 ms, by LAPACK 10.
-_LOOPS_PAY = jaxlib.version.__version_info__ >= (0, 11, 1)
+# Until jaxlib 0.11.1 XLA took sums anew for each element that they went into, so that elimination
+# with the batch axis innermost pays for few rows alone: 4000 of 8 x 8 take 5.2 ms (by LAPACK 14),
+# 3000 of 10 x 5 2.7 (5.8), 2000 of 20 x 6 11 (6.7), 4096 of 16 x 16 346 (42), in float32.
+_SUMS_ARE_KEPT = jaxlib.version.__version_info__ >= (0, 11, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +56,9 @@ class Crossovers:
 
     # batched: many small matrices (..., rows, columns), with the batch axis innermost
     least_batch: float = 64
-    most_rows: float = 48  # the larger of rows and columns
-    most_elements: float = 768 if _LOOPS_PAY else 384  # real ones; a complex one counts twice
-    most_unrolled: float = MOST_UNROLLED if _LOOPS_PAY else 16  # the smaller of rows and columns
+    most_rows: float = 48 if _SUMS_ARE_KEPT else 10  # the larger of rows and columns
+    most_elements: float = 768 if _SUMS_ARE_KEPT else 64  # real ones; a complex one counts twice
+    most_unrolled: float = MOST_UNROLLED if _SUMS_ARE_KEPT else 8  # the smaller of rows and columns
     most_unrolled_in_rules: float = 8  # likewise, for the derivatives
 
     # cholesky: deep matrices, real but where they are narrow
