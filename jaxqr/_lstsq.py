@@ -37,7 +37,7 @@ from jaxqr._linalg.augmented import rank, solve_augmented, solve_augmented_witho
 from jaxqr._linalg.dependence import ROUNDING, dependent_columns, first_dependent
 from jaxqr._linalg.products import adjoint, matmul
 from jaxqr._linalg.reflectors import abs2
-from jaxqr._linalg.scaling import units_of_columns
+from jaxqr._linalg.scaling import divided, units_of_columns
 from jaxqr._rules import least_squares as rules
 from jaxqr._rules.least_squares import Operators, Solved, System
 
@@ -395,7 +395,7 @@ def _solved(
     by_q = forward_mode or rcond is not None or (ridge is not None and rows == columns)
     if not by_q and b.shape[-1] <= columns:
         size = units_of_columns(b_)
-        factors = constant(least_squares.factor_and_solve_without_q, a, b / size, ridge)
+        factors = constant(least_squares.factor_and_solve_without_q, a, divided(b, size), ridge)
         root, d, reflectors, x = factors
         x = x * size
         system = System(a, ridge, None, root, d, reflectors)

@@ -14,7 +14,7 @@ from jaxqr._linalg.augmented import Root
 from jaxqr._linalg.batching import batch_aware, over_columns, over_matrices, suits
 from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.reflectors import Reflectors, adjoint_times, det
-from jaxqr._linalg.scaling import magnitudes, unit
+from jaxqr._linalg.scaling import divided, magnitudes, unit
 from jaxqr._linalg.tuning import by_platform
 
 
@@ -82,7 +82,7 @@ def determinant(
 def _in_units(u: Array) -> tuple[Root, Array]:
     """U D^-1, and D: the units of U's columns, which are those of A's."""
     d = _units(jnp.max(magnitudes(u), axis=-2)[..., None]).astype(u.dtype)
-    return (u / d.mT,), d
+    return (divided(u, d.mT),), d
 
 
 def _units(largest: Array) -> Array:
@@ -170,7 +170,7 @@ def _rank_revealing(a: Array, rcond: Array) -> Factors:
     # Not "left > ...": what is not a number must not be dropped but be seen.
     keep = ~(left <= rcond * left[..., :1]) | jnp.isnan(d[..., 0])
     # Up to the rank, what lies beyond plays no part.
-    z, t = householder.qr(products.adjoint(r / d), "reduced")
+    z, t = householder.qr(products.adjoint(divided(r, d)), "reduced")
     columns = keep[..., None, :]
     t = jnp.where(columns, t, jnp.eye(k, dtype=t.dtype))
     w = jnp.where(columns, z, 0)

@@ -17,7 +17,7 @@ from jaxqr._forward import householder
 from jaxqr._linalg.exporting import unless_exported
 from jaxqr._linalg.products import adjoint, matmul, project
 from jaxqr._linalg.reflectors import abs2, magnitude, reflector
-from jaxqr._linalg.scaling import units_of_columns
+from jaxqr._linalg.scaling import divided, units_of_columns
 
 # Up to which share of all pivots the first k are found by themselves, and in a matrix of how many
 # elements at least. How many times as fast as LAPACK on two cores, float32 | float64: 10 of
@@ -137,7 +137,7 @@ def _eliminate(a: Array, k: int, noise: Array | None) -> tuple[Array, Array, Arr
         return a.at[:, j].set(stored), taus.at[j].set(tau), p
 
     start = (
-        a / scale.astype(a.dtype)[None],
+        divided(a, scale.astype(a.dtype)[None]),
         jnp.zeros_like(a[0, :k]),  # "like": under shard_map they vary where a does
         column + jnp.zeros_like(a[0], dtype=jnp.int32),
     )
@@ -219,7 +219,7 @@ def _orthogonalize(a: Array, k: int) -> tuple[Array, Array, Array]:
     chosen = _Chosen(
         jnp.zeros_like(a, shape=(k, m)), jnp.zeros_like(a[:k]), place + nowhere, nowhere > 0
     )
-    start = none, none, a / units, chosen
+    start = none, none, divided(a, units), chosen
     *_, (q, r, p, _) = lax.while_loop(lambda state: state[1] < k, stretch, start)
     return q.T, jnp.triu((r * units)[:, p]), p
 
@@ -237,10 +237,10 @@ def _orthonormal(x: Array, q: Array) -> tuple[Array, Array]:
     most_free = jnp.argmin(jnp.sum(abs2(q), axis=0))
     axis = (jnp.arange(x.shape[0]) == most_free).astype(x.dtype)
 
-    def divided(x: Array, length: Array, given_up: Array) -> tuple[Array, Array, Array]:
+    def normalized(x: Array, length: Array, given_up: Array) -> tuple[Array, Array, Array]:
         norm = jnp.sqrt(jnp.sum(abs2(x)))
         lost = (norm == 0) | given_up
-        y = jnp.where(lost, axis, x / jnp.where(lost, 1, norm).astype(x.dtype))
+        y = jnp.where(lost, axis, divided(x, jnp.where(lost, 1, norm).astype(x.dtype)))
         return y, jnp.where(lost, 0, length * norm), jnp.where(lost, 0, norm)
 
     def take_a_turn(state: Any) -> Any:
@@ -248,11 +248,11 @@ def _orthonormal(x: Array, q: Array) -> tuple[Array, Array]:
         projection = jnp.conj(matmul(q, jnp.conj(x)[:, None]))
         x = x - matmul(projection.T, q)[0]
         given_up = (turn % _TURNS == _TURNS - 1) & (jnp.sum(abs2(x)) < 0.25)
-        return turn + 1, divided(x, length, given_up)
+        return turn + 1, normalized(x, length, given_up)
 
     turn = jnp.zeros_like(x, shape=(), dtype=jnp.int32)
     one = jnp.ones_like(x, shape=(), dtype=x.real.dtype)
-    whole = divided(x, one, turn > 0)
+    whole = normalized(x, one, turn > 0)
     start = turn, (*whole[:2], jnp.zeros_like(whole[2]))
 
     def goes_on(state: Any) -> Array:

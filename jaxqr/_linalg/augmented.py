@@ -37,7 +37,7 @@ from jaxqr._linalg.algebra import (
     total,
 )
 from jaxqr._linalg.batching import over_columns, over_matrices
-from jaxqr._linalg.scaling import column_units, magnitudes, unit
+from jaxqr._linalg.scaling import column_units, divided, magnitudes, unit
 
 Root = tuple[Array, ...]
 
@@ -124,7 +124,7 @@ def adjoint_times(a: Array, d: Array, r: Array) -> Array:
 
     def product(a: Array, d: Array, r: Array) -> Array:
         size = column_units(r).astype(r.dtype)[None]
-        return project(a, r / size) / d * size
+        return divided(project(a, divided(r, size)), d) * size
 
     y: Array = over_matrices(product)(a, d, r)
     return y
@@ -137,7 +137,8 @@ def product_over(left: Array, d: Array, right: Array, *, as_adjoint: bool) -> Ar
     """
     largest = jnp.max(magnitudes(left), axis=-2, keepdims=True)
     size = unit(largest).astype(left.dtype)
-    x, y = materialized((left / size, right * jnp.where(largest == 0, 0, size) / d))
+    right = divided(right * jnp.where(largest == 0, 0, size), d)
+    x, y = materialized((divided(left, size), right))
     return _outer(y, x) if as_adjoint else _outer(x, y)
 
 
@@ -161,5 +162,6 @@ def _times(a: Array, d: Array, x: Array) -> Array:
     units = magnitudes(d)
     ends = (jnp.max(units, axis=0, keepdims=True), jnp.min(units, axis=0, keepdims=True))
     middle = unit(jnp.sqrt(ends[0]) * jnp.sqrt(ends[1])).astype(x.dtype)
-    y: Array = over_columns(matmul)(a, x / size / (d / middle))
-    return y / middle * size
+    measured = divided(divided(x, size), divided(d, middle))
+    y: Array = divided(over_columns(matmul)(a, measured), middle)
+    return y * size

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxqr._arguments import as_array, as_matrices, compute_dtype, flags, result_dtype
 from jaxqr._linalg.products import solve_adjoint_left, solve_left
-from jaxqr._linalg.scaling import magnitudes, unit
+from jaxqr._linalg.scaling import divided, magnitudes, unit
 from jaxqr._qr import qr
 from jaxqr.distributed._arguments import check, ridge_of, varying
 from jaxqr.distributed._reduction import AxisName, Reduction, reduce
@@ -136,7 +136,7 @@ def _measured(
         d = jnp.maximum(jnp.max(d, axis=-1, keepdims=True), jnp.sqrt(ridge))
     d = unit(d)
     shift = None if ridge is None else ridge / d / d
-    a, b = a / d.astype(a.dtype), b / of_b.astype(a.dtype)
+    a, b = divided(a, d.astype(a.dtype)), divided(b, of_b.astype(a.dtype))
     x: Array = _solution(a, b, shift, axis_name, reduction, with_q).x
     x = x * (of_b / d.mT).astype(x.dtype)
     return x if infinite is None else jnp.where(infinite, 0, x)
