@@ -7,6 +7,7 @@ contiguous where XLA keeps rows so.
 """
 
 import itertools
+import math
 from typing import NamedTuple
 
 import jax
@@ -95,13 +96,13 @@ class Inverted(NamedTuple):
     d: Array  # (k[, batch])
 
     @classmethod
-    def of(cls, u: Array) -> "Inverted":
-        """Of u, the upper triangle alone is read."""
+    def of(cls, u: Array, rows: float = math.inf) -> "Inverted":
+        """Of u, the upper triangle alone is read; ``rows`` are what it will be applied to."""
         k = u.shape[0]
         size = _block(k)
         d = column_units(select(below_diagonal(u), 0, u)).astype(u.dtype)
         e = divided(u, d[None])
-        if u.ndim > 2:
+        if u.ndim > 2 or (k <= _SMALL and rows <= k):  # as many as the identity has
             return cls(e, (), d)
         if k <= size:
             return cls(e, (_inverse(e),), d)
@@ -228,10 +229,10 @@ def sum_over_adjoint(p: Array | None, q: Array, s: Array, u: Array) -> Array:
     """
     # The solve begins when what S is made of is done with: less is in memory at a time.
     s, u = settled_together(s, u)
-    inverted = Inverted.of(u)
-    if p is None:
-        return matmul(q, inverted.adjoint_right(s))
     m, k = q.shape[:2]
+    if p is None:
+        return matmul(q, Inverted.of(u, rows=k).adjoint_right(s))
+    inverted = Inverted.of(u, rows=m)
     if m >= 32 * k:
         return inverted.adjoint_right(p) + matmul(q, inverted.adjoint_right(s))
     return inverted.adjoint_right(settled(p + summand(q, s)))
