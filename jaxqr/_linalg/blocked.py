@@ -34,8 +34,8 @@ from jaxqr._linalg.scaling import any_extreme, column_units, divided, unit
 
 _BLOCK = 64, 128  # columns of a diagonal block: half of all, within these
 LONE = 96  # columns up to which LAPACK's Cholesky factorization leaves its threads asleep
-# Columns up to which LAPACK inverts. Until jaxlib 0.11.1 a call for a batch waited for threads of
-# the pool that it ran in: for ever, once all of these were in such calls, of one device each.
+# Columns up to which LAPACK inverts or solves. Until jaxlib 0.11.1 a call for a batch waited for
+# threads of the pool that it ran in: for ever, once all were in such calls, of one device each.
 _SMALL = 32 if jaxlib.version.__version_info__ >= (0, 11, 1) else 0
 _STRIP = 128  # columns up to which the triangle of a product is made in one piece, ...
 _MOST_STRIPS = 3  # ... and the most pieces
@@ -88,7 +88,8 @@ class Inverted(NamedTuple):
 
     D is diagonal and holds the units of U's columns (see :mod:`jaxqr._linalg.scaling`): no product
     leaves the range of the type but where the result does. Of many small ones (k, k, batch) there
-    are no inverses: substitution takes fewer loops and less memory.
+    are no inverses: substitution takes fewer loops and less memory. Nor of a small U that is
+    applied to no more than its own size: LAPACK solves with it in the time that its inverse takes.
     """
 
     e: Array
