@@ -80,12 +80,12 @@ def each(shape, outputs):
 def errors(a, q, r):
     """Of one matrix: the residual relative to its norm, and |Q^H Q - I|."""
     scale = float(np.abs(a).max()) or 1.0
-    a, r = a.astype("float64") / scale, np.asarray(r).astype("float64") / scale
-    q = np.asarray(q).astype("float64")
-    return norm(q @ r - a) / (norm(a) or 1), norm(q.T @ q - np.eye(q.shape[1]))
+    a, q, r = (np.asarray(x).astype(np.result_type(a, "float64")) for x in (a, q, r))
+    a, r = a / scale, r / scale
+    return norm(q @ r - a) / (norm(a) or 1), norm(q.conj().T @ q - np.eye(q.shape[1]))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_factors(algorithm, dtype):
     shape, options = ALGORITHMS[algorithm]

@@ -59,7 +59,7 @@ def _factored(x: Array) -> tuple[Array, list[Group]]:
     scale = materialized(magnitude(largest)).astype(x.dtype)  # (n, batch)
     x = divided(x, scale[None])
     groups, rows = [], []
-    for columns in in_groups(len(x), k):
+    for columns in in_groups(x, k):
         size = columns.stop - columns.start
         x, taus = eliminate(x, size)
         groups.append((x[:, :size], taus))

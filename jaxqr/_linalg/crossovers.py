@@ -47,7 +47,7 @@ MOST_UNROLLED = 24  # beyond it compiling takes minutes
 # Until jaxlib 0.11.1 XLA took sums anew for each element that they went into, so that elimination
 # with the batch axis innermost pays for few rows alone: 4000 of 8 x 8 take 5.2 ms (by LAPACK 14),
 # 3000 of 10 x 5 2.7 (5.8), 2000 of 20 x 6 11 (6.7), 4096 of 16 x 16 346 (42), in float32.
-_SUMS_ARE_KEPT = jaxlib.version.__version_info__ >= (0, 11, 1)
+SUMS_ARE_KEPT = jaxlib.version.__version_info__ >= (0, 11, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +56,9 @@ class Crossovers:
 
     # batched: many small matrices (..., rows, columns), with the batch axis innermost
     least_batch: float = 64
-    most_rows: float = 48 if _SUMS_ARE_KEPT else 10  # the larger of rows and columns
-    most_elements: float = 768 if _SUMS_ARE_KEPT else 64  # real ones; a complex one counts twice
-    most_unrolled: float = MOST_UNROLLED if _SUMS_ARE_KEPT else 8  # the smaller of rows and columns
+    most_rows: float = 48 if SUMS_ARE_KEPT else 10  # the larger of rows and columns
+    most_elements: float = 768 if SUMS_ARE_KEPT else 64  # real ones; a complex one counts twice
+    most_unrolled: float = MOST_UNROLLED if SUMS_ARE_KEPT else 8  # the smaller of rows and columns
     most_unrolled_in_rules: float = 8  # likewise, for the derivatives
 
     # cholesky: deep matrices, real but where they are narrow

@@ -16,6 +16,7 @@ from jaxqr._linalg.algebra import (
     total,
 )
 from jaxqr._linalg.batching import over_columns
+from jaxqr._linalg.crossovers import SUMS_ARE_KEPT
 from jaxqr._linalg.exporting import unless_exported
 
 
@@ -116,15 +117,21 @@ Group = tuple[Array, Array]
 """V (rows, k, batch), of which what is below the diagonal is read, and taus (k, batch)."""
 
 
-def in_groups(m: int, k: int) -> list[slice]:
-    """The k columns that are eliminated, of m rows."""
-    few = k <= _MOST_WRITTEN_OUT and m * k <= _MOST_ELEMENTS
-    size = 1 if few else -(-k // _LOOPS)
+def in_groups(v: Array, k: int) -> list[slice]:
+    """The k columns that are eliminated, of v (m, k or more, batch).
+
+    What is taken anew must round alike each time: where columns depend on others, rounding is all
+    that is left of them. Of a complex product it does not, for a processor that multiplies and adds
+    in one step rounds one half of it; what a loop hands on is in memory.
+    """
+    few = k <= _MOST_WRITTEN_OUT and len(v) * k <= _MOST_ELEMENTS
+    rounds_alike = SUMS_ARE_KEPT or not jnp.iscomplexobj(v)
+    size = 1 if few and rounds_alike else max(2, -(-k // _LOOPS))
     return [slice(j, min(j + size, k)) for j in range(0, k, size)]
 
 
 def _groups(q: Reflectors) -> list[Group]:
-    return [(q.v[c.start :, c], q.taus[0, c]) for c in in_groups(*q.v.shape[:2])]
+    return [(q.v[c.start :, c], q.taus[0, c]) for c in in_groups(q.v, q.v.shape[1])]
 
 
 def reflected(groups: list[Group], x: Array) -> tuple[Array, Array]:
