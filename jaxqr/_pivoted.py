@@ -26,7 +26,6 @@ from jaxqr._arguments import (
 from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, differentiated
 from jaxqr._forward import pivoting
 from jaxqr._forward.pivoting import take_columns
-from jaxqr._linalg.algebra import materialized
 from jaxqr._linalg.batching import over_leading_axes, over_matrices
 from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._rules import partial_qr, taylor
@@ -79,8 +78,7 @@ class PivotedQR:
         else:
             q, r, p, *kept = residuals
             b_bar = over_matrices(partial_qr.pullback)(q, r, self._beyond(kept, p), *cotangents[:2])
-        # A gather reads by columns: what B-bar is the sum of would be read from afar once each.
-        return (take_columns(materialized(b_bar), jnp.argsort(p, axis=-1)),)
+        return (take_columns(b_bar, jnp.argsort(p, axis=-1)),)
 
     def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
         """The series of (q, r), or (r,), for the pivots p of the first term, which comes last."""

@@ -14,6 +14,7 @@ from jax.lax.linalg import householder_product
 from jax.lax.linalg import qr as jax_qr
 
 from jaxqr._forward import householder
+from jaxqr._linalg.algebra import materialized
 from jaxqr._linalg.exporting import unless_exported
 from jaxqr._linalg.products import adjoint, matmul, project
 from jaxqr._linalg.reflectors import abs2, magnitude, reflector
@@ -30,7 +31,8 @@ _TURNS = 4  # after which a column that rounding has left nothing of is given up
 
 def take_columns(a: Array, p: Array) -> Array:
     """The columns p (..., n) of a (..., m, n)."""
-    return jnp.take_along_axis(a, p[..., None, :], axis=-1)
+    # A gather reads by columns, from afar: once, and not all that a is the sum of.
+    return jnp.take_along_axis(materialized(a), p[..., None, :], axis=-1)
 
 
 def pivoted_qr(a: Array, mode: str, k: int, noise: Array | None = None) -> tuple[Array, ...]:
