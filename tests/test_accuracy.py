@@ -102,6 +102,14 @@ def test_factors(algorithm, dtype):
             assert x <= 4 * max(y, floor), kind
 
 
+def test_of_two_columns_that_depend_on_each_other_q_is_orthonormal():
+    x = gaussian((BATCH, 3, 1), "complex64")
+    q, _ = jit(jaxqr.qr)(np.concatenate([x, (0.3 - 2j) * x], axis=2).astype(x.dtype))
+    q = np.asarray(q)
+    gram = np.swapaxes(np.conj(q), 1, 2) @ q
+    assert np.abs(gram - np.eye(2)).max() <= 16 * np.finfo("float32").eps
+
+
 @pytest.mark.skipif(not X87, reason="long double is no wider than double here")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
