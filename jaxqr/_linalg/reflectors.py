@@ -122,7 +122,8 @@ def in_groups(v: Array, k: int) -> list[slice]:
 
     What is taken anew must round alike each time: where columns depend on others, rounding is all
     that is left of them. Of a complex product it does not, for a processor that multiplies and adds
-    in one step rounds one half of it; what a loop hands on is in memory.
+    in one step rounds one half of it; what a loop hands on is in memory, and a loop has two columns
+    at least, for one is written out.
     """
     few = k <= _MOST_WRITTEN_OUT and len(v) * k <= _MOST_ELEMENTS
     rounds_alike = SUMS_ARE_KEPT or not jnp.iscomplexobj(v)
