@@ -52,6 +52,7 @@ from bench.results import Result, load, save
 from bench.suites import EFFORTS, SUITES
 from bench.timing import Effort, interleave, ratio, spread
 from bench.uses import NOISE, log_likelihood
+from jaxqr._linalg.crossovers import SUMS_ARE_KEPT
 
 TINY = EFFORTS["tiny"]
 
@@ -372,7 +373,8 @@ def test_what_is_asked_of_a_gpu_is_counted(capsys):
     (_, *jaxs), (_, *ours), (_, *by_crossovers) = rows
     assert jaxs[:3] == ["JAX", "3", "3"]  # geqrf, orgqr, a solve
     assert ours[:3] == ["jaxqr", "3", "4"]
-    assert by_crossovers[1:4] == ["0", "0", "0"]
+    # Complex elimination is a loop where XLA takes sums anew: here, and where it is applied.
+    assert by_crossovers[1:4] == ["0", "0", "0" if SUMS_ARE_KEPT else "4"]
     assert float(by_crossovers[4]) > 500
     assert float(by_crossovers[5]) == 0
 
