@@ -34,9 +34,14 @@ from jaxqr._linalg.scaling import any_extreme, column_units, divided, unit
 
 _BLOCK = 64, 128  # columns of a diagonal block: half of all, within these
 LONE = 96  # columns up to which LAPACK's Cholesky factorization leaves its threads asleep
-# Columns up to which LAPACK inverts or solves. Until jaxlib 0.11.1 a call for a batch waited for
-# threads of the pool that it ran in: for ever, once all were in such calls, of one device each.
-_SMALL = 32 if jaxlib.version.__version_info__ >= (0, 11, 1) else 0
+# Until jaxlib 0.11.1 a call for a batch waited for threads of the pool that it ran in: for ever,
+# once all were in such calls, of one device each.
+_LAPACK_TAKES_BATCHES = jaxlib.version.__version_info__ >= (0, 11, 1)
+# Real numbers on the right-hand side for which LAPACK's triangular solve wakes threads of its own.
+_AWAKE = 1024 if _LAPACK_TAKES_BATCHES else 1
+# Columns of a complex U up to which it is faster all the same than products that are as slow as
+# XLA's complex ones.
+_MOST_FOR_THREADS = 100 if _LAPACK_TAKES_BATCHES else 0
 _STRIP = 128  # columns up to which the triangle of a product is made in one piece, ...
 _MOST_STRIPS = 3  # ... and the most pieces
 _CACHED = 2**20  # elements of a factor up to which there are pieces
@@ -103,7 +108,7 @@ class Inverted(NamedTuple):
         size = _block(k)
         d = column_units(select(below_diagonal(u), 0, u)).astype(u.dtype)
         e = divided(u, d[None])
-        if u.ndim > 2 or (k <= _SMALL and rows <= k):  # as many as the identity has
+        if u.ndim > 2 or (rows <= k and _is_for_lapack(u)):  # as many as the identity has
             return cls(e, (), d)
         if k <= size:
             return cls(e, (_inverse(e),), d)
@@ -281,14 +286,29 @@ def _beside(x: Array, y: Array) -> Array:
     return jnp.concatenate([x, y], axis=1) if y.shape[1] else x
 
 
+def _leaves_lapack_asleep(k: int, u: Array) -> bool:
+    """Whether k x k of u's type, for a B of k columns, is solved with in the thread that calls."""
+    return k * k * (2 if jnp.iscomplexobj(u) else 1) < _AWAKE
+
+
+def _is_for_halves(u: Array) -> bool:
+    return jnp.iscomplexobj(u) and _leaves_lapack_asleep(-(-len(u) // 2), u)
+
+
+def _is_for_lapack(u: Array) -> bool:
+    by_threads = jnp.iscomplexobj(u) and not _is_for_halves(u) and len(u) <= _MOST_FOR_THREADS
+    return by_threads or _leaves_lapack_asleep(len(u), u)
+
+
 def _inverse(u: Array) -> Array:
     """U^-1 for upper triangular u (k, k)."""
-    return _inverse_by_solver(u) if len(u) <= _SMALL else _inverse_of_large(u)
+    return _inverse_by_solver(u) if _leaves_lapack_asleep(len(u), u) else _inverse_of_large(u)
 
 
 @jax.custom_jvp
 def _inverse_of_large(u: Array) -> Array:
-    inverse: Array = lax.platform_dependent(u, cpu=_inverse_by_rows, default=_inverse_by_solver)
+    on_cpu = _inverse_by_halves if _is_for_halves(u) else _inverse_by_rows
+    inverse: Array = lax.platform_dependent(u, cpu=on_cpu, default=_inverse_by_solver)
     return inverse
 
 
@@ -301,6 +321,14 @@ def _inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, 
 
 def _inverse_by_solver(u: Array) -> Array:
     return solve_left(u, jnp.eye(len(u), dtype=u.dtype))
+
+
+def _inverse_by_halves(u: Array) -> Array:
+    """[[A, B], [0, C]]^-1 = [[A^-1, -A^-1 B C^-1], [0, C^-1]]."""
+    h = len(u) // 2
+    a, c = _inverse_by_solver(u[:h, :h]), _inverse_by_solver(u[h:, h:])
+    b = -matmul(a, matmul(u[:h, h:], c))
+    return jnp.concatenate([jnp.concatenate([a, b], axis=1), jnp.pad(c, [(0, 0), (h, 0)])])
 
 
 def _inverse_by_rows(u: Array) -> Array:
