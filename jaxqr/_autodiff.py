@@ -55,7 +55,9 @@ class Differentiable(Rule, Protocol):
     One that has Taylor coefficients has two more methods, of series, lists of what is an argument,
     an output or a residual at each order: ``taylor(args, wire)``, the outputs, of which those of
     integer type are at order 0 alone, where ``wire`` makes functions of other rules differentiable;
-    and ``recovered(residuals)``, the arguments, and the outputs at order 0 if they are known.
+    and ``recovered(residuals)``, the arguments, and the outputs at order 0 if they are known. One
+    whose outputs come another way where a derivative follows has ``before_derivative()``, the rule
+    that takes it.
     """
 
     @property
@@ -67,6 +69,10 @@ class Differentiable(Rule, Protocol):
 
     def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
         """What the rules read, and no more."""
+
+
+def _before_derivative(f: Any) -> Any:
+    return f.before_derivative() if hasattr(f, "before_derivative") else f
 
 
 def _conj(xs: MaybeArrays) -> Any:
@@ -120,6 +126,7 @@ def reverse_mode(f: Differentiable) -> Callable[..., Arrays]:
     The outputs among the residuals carry a derivative of their own, which is this one: so higher
     orders come by themselves.
     """
+    f = _before_derivative(f)
     function = differentiated(f, forward=False)
 
     def fwd(*primals: Any) -> tuple[Arrays, Arrays]:
@@ -144,6 +151,7 @@ def reverse_mode(f: Differentiable) -> Callable[..., Arrays]:
 @functools.cache
 def forward_mode(f: Differentiable) -> Callable[..., Arrays]:
     """F as a ``jax.custom_jvp`` through the linear primitive ``pushforward_p``."""
+    f = _before_derivative(f)
     function = differentiated(f, forward=True)
 
     def jvp(primals: Arrays, tangents: tuple[Any, ...]) -> tuple[Arrays, tuple[Any, ...]]:

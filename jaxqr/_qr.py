@@ -114,6 +114,11 @@ class QR:
         factors = _forward.qr(self.mirror.of(a), self.mode, self.method)
         return self._out(with_positive_diagonal(*factors) if self.positive_diagonal else factors)
 
+    def before_derivative(self) -> "QR":
+        """The same, by a method that leaves the cores to the derivative's products."""
+        method = _forward.BEFORE_PRODUCTS if self.method == "auto" else self.method
+        return dataclasses.replace(self, method=method)
+
     def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
         """(q, r): even for wide input, where Y = Q V. Or (a, r): Q is never formed."""
         *_, r = outputs

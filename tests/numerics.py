@@ -1,12 +1,17 @@
 """Matrices with a prescribed spectrum, tolerances, and the five factorizations seen as one."""
 
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jaxqr
+from jaxqr._forward import panels
+from jaxqr._linalg import tuning
+from jaxqr._linalg.crossovers import SHIPPED
 
 DTYPES = ("float32", "float64", "complex64", "complex128")
 NAMES = ("qr", "lq", "rq", "ql", "pivoted_qr")
@@ -151,3 +156,15 @@ def central_difference(f, a, da, step: float = 1e-5):
 
     coarse, fine = difference(2 * step), difference(step)
     return jax.tree.map(lambda c, f: (4 * f - c) / 3, coarse, fine)
+
+
+@contextlib.contextmanager
+def panels_of_few_columns(monkeypatch) -> Iterator[None]:
+    """Small matrices by panels, with several panels, pieces and blocks each."""
+    monkeypatch.setattr(panels, "_ASLEEP", 64)
+    monkeypatch.setattr(panels, "_MOST_COLUMNS", 4)
+    monkeypatch.setattr(panels, "_LEAST_COLUMNS", 1)
+    monkeypatch.setattr(panels, "_MOST_LOOPS", 2)
+    of_cpu = dataclasses.replace(SHIPPED, least_columns_of_panels=1)
+    with tuning.forced({"cpu": of_cpu}):
+        yield

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxqr._forward import batched, cholesky, householder, wide
+from jaxqr._forward import batched, cholesky, householder, panels, wide
 from jaxqr._linalg.algebra import diagonal
 from jaxqr._linalg.batching import batch_aware, over_matrices, suits
 from jaxqr._linalg.crossovers import MOST_UNROLLED, Crossovers
@@ -15,37 +15,42 @@ from jaxqr._linalg.reflectors import Reflectors, adjoint_times, times
 from jaxqr._linalg.tuning import by_platform
 
 # What ``method`` may be. "auto" takes only what has the orthogonality of Householder's, and on
-# platforms where nothing was measured, Householder's itself. ("wide" is Householder's, too.)
+# platforms where nothing was measured, Householder's itself. ("panels" and "wide" are, too.)
 METHODS = ("auto", "householder", "batched", "cholesky")
+
+# "auto" where the derivative's products follow, which want the cores for themselves.
+BEFORE_PRODUCTS = "auto, before products"
 
 
 def qr(a: Array, mode: str, method: str) -> tuple[Array, ...]:
-    """(q, r), or (r,) in mode "r", of a (..., m, n) by one of METHODS."""
+    """(q, r), or (r,) in mode "r", of a (..., m, n) by one of METHODS, or BEFORE_PRODUCTS."""
     methods: dict[str, Callable[..., Any]] = {
         "householder": partial(householder.qr, mode=mode),
         "batched": partial(batched.qr, mode=mode),
         "cholesky": partial(cholesky.qr, mode=mode),
-        "wide": partial(wide.qr, mode=mode),
+        "panels": partial(panels.qr, mode=mode),
+        "wide": partial(wide.qr, mode=mode, of_leading=householder.qr),
+        "wide, by panels": partial(wide.qr, mode=mode, of_leading=panels.qr),
     }
 
     def choose(a: Array) -> Any:
-        return by_platform(lambda c: methods[_best(c, a, mode)], methods["householder"], a)
+        return by_platform(lambda c: methods[_best(c, a, mode, method)], methods["householder"], a)
 
-    methods["auto"] = choose
+    methods |= {"auto": choose, BEFORE_PRODUCTS: choose}
     chosen = methods[method if a.size else "householder"]  # which takes empty matrices
     factors: tuple[Array, ...] = batch_aware(chosen)(a)
     return factors
 
 
-def _best(c: Crossovers, a: Array, mode: str) -> str:
-    """The method to be chosen by these crossovers."""
+def _best(c: Crossovers, a: Array, mode: str, method: str) -> str:
+    """The method that "auto" or BEFORE_PRODUCTS comes to by these crossovers."""
     if suits(c, a, most_columns=c.most_unrolled):
         return "batched"
     if cholesky.suits(c, a, mode):
         return "cholesky"
-    if wide.suits(c, a):
-        return "wide"
-    return "householder"
+    if method == BEFORE_PRODUCTS and panels.suits(c, a, mode):
+        return "panels" if a.shape[-2] >= a.shape[-1] else "wide, by panels"
+    return "wide" if wide.suits(c, a) else "householder"
 
 
 def q_times(a: Array, r: Array, c: Array, method: str) -> Array:
@@ -80,6 +85,7 @@ def _by_reflectors(
         return applied
 
     by_householder, by_batch = by(householder.reflectors_of), by(batched.reflectors_of)
+    by_panels = by(panels.reflectors_of)
     k = min(a.shape[-2:])
 
     def of_leading(a: Array, r: Array, x: Array) -> Array:
@@ -87,12 +93,12 @@ def _by_reflectors(
 
     if method == "batched":
         return by_batch(a, r, x)
-    if method != "auto":
+    if method not in ("auto", BEFORE_PRODUCTS):
         return by_householder(a, r, x)
 
     def best(c: Crossovers) -> Callable[..., Array]:
-        ways = {"batched": by_batch, "wide": of_leading}
-        return ways.get(_best(c, a, "r"), by_householder)
+        ways = {"batched": by_batch, "panels": by_panels, "wide": of_leading}
+        return ways.get(_best(c, a, "r", method), by_householder)
 
     out: Array = by_platform(best, by_householder, a, r, x)
     return out

@@ -4,6 +4,8 @@ As orthonormal as the Q of X is, and as accurate: Q is square, so Y - Q V is rou
 R alone is wanted, the reflectors of X are applied to Y, and Q is not formed.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jax import Array
 
@@ -18,12 +20,12 @@ def suits(c: Crossovers, a: Array) -> bool:
     return n > m and n >= c.least_width * m and not jnp.iscomplexobj(a)
 
 
-def qr(a: Array, mode: str) -> tuple[Array, ...]:
-    """(q, r), or (r,) in mode "r", of a (..., m, n), m <= n."""
+def qr(a: Array, mode: str, of_leading: Callable[..., tuple[Array, ...]]) -> tuple[Array, ...]:
+    """(q, r), or (r,) in mode "r", of a (..., m, n), m <= n; X by ``of_leading`` where Q is."""
     m = a.shape[-2]
     x, y = a[..., :m], a[..., m:]
     if mode == "r":
         u, v = householder.triangle_and_product(x, y)
         return (jnp.concatenate([u, v], axis=-1),)
-    q, u = householder.qr(x, "reduced")
+    q, u = of_leading(x, "reduced")
     return q, jnp.concatenate([u, matmul(adjoint(q), y)], axis=-1)

@@ -70,6 +70,9 @@ class Crossovers:
     most_columns_of_r: float = 768
     most_columns_of_complex: float = 16
 
+    # panels: square matrices, real
+    least_columns_of_panels: float = 128
+
     # wide: columns by rows, real
     least_width: float = 1.25
 

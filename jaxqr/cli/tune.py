@@ -104,6 +104,8 @@ LADDERS = (
     Ladder("least_depth", (3, 1.5, 1.25), lambda d: (int(160 * d), 160), jaxqr.qr, _CHOLESKY),
     Ladder("least_width", (2, 1.25, 1.125), lambda w: (200, int(200 * w)), jaxqr.qr,
            _always("least_width")),
+    Ladder("least_columns_of_panels", (400, 192, 128, 96), lambda n: (int(n), int(n)), _gradient,
+           _always("least_columns_of_panels")),
     Ladder("least_size", (2**16, 2**14, 2**13), lambda s: (int(s) // 32, 32), jaxqr.qr,
            _CHOLESKY),
     Ladder("least_columns", (16, 8, 4), lambda n: (20000, int(n)), jaxqr.qr, _CHOLESKY),

@@ -1,0 +1,207 @@
+"""Householder's algorithm by panels of columns that leave the threads of LAPACK asleep.
+
+LAPACK's own, of a large matrix, wakes threads, which for 100 ms afterwards look for work on the
+cores that XLA's products need, those of the derivative among them. OpenBLAS factors up to 8192
+elements in the thread that calls. So a tall panel is cut: the rows below its top are factored in
+pieces, X_i = Q_i C_i, and LAPACK eliminates what these leave under the top, [X_0; C_1; C_2; ...].
+Its reflectors [V_0; V_1; V_2; ...] with Q_i before V_i are the panel's: the same R, the same taus
+(J. Demmel, L. Grigori, M. Hoemmen, J. Langou, "Communication-optimal parallel and sequential QR and
+LU factorizations", SIAM J. Sci. Comput. 34 (2012)). What is right of it is turned by products.
+
+Matrices are kept transposed here, (columns, rows): LAPACK wants columns contiguous. Loops run over
+panels, of which four are a block, and over blocks. What they leave is moved to where a loop finds
+it again, its first column in front and zeros behind, so that all steps are alike.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.numpy.linalg import qr as jax_qr
+
+from jaxqr._linalg.algebra import diagonal, materialized, matmul, solve_left
+from jaxqr._linalg.batching import over_leading_axes
+from jaxqr._linalg.crossovers import Crossovers
+from jaxqr._linalg.reflectors import Reflectors
+
+_ASLEEP = 8192  # elements that LAPACK factors in the thread that calls
+_MOST_COLUMNS = 31  # of a panel: a triangle of 32 it solves with by threads
+_LEAST_COLUMNS = 24
+_PANELS = 4  # of a block
+_MOST_LOOPS = 6  # over blocks: each has fewer rows and columns, and is compiled by itself
+
+
+class Turn(NamedTuple):
+    """H = I - V T V^H, of w reflectors."""
+
+    vt: Array  # V^T (w, m): 1 where a reflector begins, and 0 before
+    t: Array  # (w, w), upper triangular; taus on the diagonal
+
+    def of(self, x: Array) -> Array:
+        """X H for x (n, m)."""
+        return x - matmul(matmul(matmul(x, self.vt.T), self.t), self.vt)
+
+
+Step = tuple[Array, Turn]
+"""Of w columns: those of R^T from the diagonal on, (n, w), and how the rest was turned."""
+
+
+def suits(c: Crossovers, a: Array, mode: str) -> bool:
+    """Whether a (..., m, n), or its leading block, is real, large, and not too deep; and alone."""
+    m, n = a.shape[-2:]
+    if a.size > m * n or jnp.iscomplexobj(a):
+        return False
+    has_room = m <= n if mode == "complete" else m >= n or mode == "reduced"
+    large = min(m, n) >= c.least_columns_of_panels
+    return has_room and large and _columns_of_a_panel(m) >= _LEAST_COLUMNS
+
+
+def qr(a: Array, mode: str) -> tuple[Array, ...]:
+    """(q, r), or (r,) in mode "r", of a real a (..., m, n), m >= n; m = n in mode "complete"."""
+
+    def factors(a: Array) -> tuple[Array, ...]:
+        (m, n), loops = a.shape, _factored(a)
+        r = _triangle(loops)[:n, :n].T
+        return (r,) if mode == "r" else (_q(loops, m - n)[:m, :n], r)
+
+    out: tuple[Array, ...] = over_leading_axes(factors)(a)
+    return out
+
+
+def reflectors_of(a: Array) -> tuple[Array, Reflectors]:
+    """R (..., n, n) and the reflectors of a real a (..., m, n), m >= n."""
+
+    def factors(a: Array) -> tuple[Array, ...]:
+        (m, n), loops = a.shape, _factored(a)
+        taus = jnp.concatenate([diagonal(turn.t) for _, turn in _each(loops)])
+        return _triangle(loops)[:n, :n].T, _reflectors(loops)[:n, :m].T, taus[None, :n]
+
+    r, v, taus = over_leading_axes(factors)(a)
+    return r, Reflectors(v, taus)
+
+
+def _factored(a: Array) -> list[Step]:
+    """The blocks of a (m, n), behind which zeros make them alike: those of each loop, stacked."""
+    m, n = a.shape
+    blocks = -(-n // (_PANELS * _columns_of_a_panel(m)))
+    width = _PANELS * -(-n // (_PANELS * blocks))
+    behind = blocks * width - n
+    rest, loops = jnp.pad(a, [(0, behind), (0, behind)]).T, []
+    for count in _shares(blocks):
+        rest, steps = _eliminated(rest, width, count, _block)
+        rest = rest[: -count * width, : -count * width]
+        loops.append(steps)
+    return loops
+
+
+def _columns_of_a_panel(m: int) -> int:
+    """The most for which the top and what the pieces leave are as small as a piece."""
+    fits = (b for b in range(_MOST_COLUMNS, 1, -1) if b * b * (1 + _pieces(m, b)) <= _ASLEEP)
+    return next(fits, 1)
+
+
+def _pieces(m: int, b: int) -> int:
+    """Into how many the rows below the top are cut, of m rows and b columns."""
+    return 0 if m * b <= _ASLEEP else -(-(m - b) // (_ASLEEP // b))
+
+
+def _shares(blocks: int) -> list[int]:
+    """How many blocks each loop has: nearly alike, most in the last, where matrices are small."""
+    loops = min(blocks, _MOST_LOOPS)
+    return [(blocks + i) // loops for i in range(loops)]
+
+
+def _eliminated(
+    x: Array, width: int, count: int, factor: Callable[[Array], Step]
+) -> tuple[Array, Step]:
+    """What ``count`` times ``width`` columns of x (n, m) leave, moved, and the steps, stacked."""
+
+    def step(x: Array, _: None) -> tuple[Array, Step]:
+        first, turn = factor(x[:width])
+        rest = turn.of(x[width:])
+        left = jnp.pad(rest[:, width:], [(0, width), (0, width)])
+        return left, (jnp.concatenate([first, rest[:, :width]]), turn)
+
+    out: tuple[Array, Step] = lax.scan(step, x, None, length=count)
+    return out
+
+
+def _block(x: Array) -> Step:
+    """R^T (w, w) of x (w, m), and the turn, by panels."""
+    w = len(x)
+    b = w // _PANELS
+    _, steps = _eliminated(x, b, _PANELS, _panel)
+    vt, ts = _reflectors([steps]), steps[1].t
+    products, t = matmul(vt, vt.T), ts[0]
+    for j, after in zip(range(b, w, b), ts[1:], strict=True):
+        beside = -matmul(t, matmul(products[:j, j : j + b], after))
+        t = jnp.block([[t, beside], [jnp.zeros_like(beside.T), after]])
+    return _triangle([steps]), Turn(vt, t)
+
+
+def _panel(x: Array) -> Step:
+    """R^T (b, b) of x (b, m), and the turn, by LAPACK."""
+    b, m = x.shape
+    pieces = _pieces(m, b)
+    cuts = [b + (m - b) * i // pieces for i in range(pieces + 1)] if pieces else [m]
+    below = [jax_qr(x[:, i:j].T) for i, j in itertools.pairwise(cuts)]
+    top = jnp.concatenate([x[:, : cuts[0]].T, *(c for _, c in below)])
+    stored, taus = jax_qr(top, mode="raw")
+    vt = jnp.triu(stored, 1) + jnp.eye(b, stored.shape[1], dtype=x.dtype)
+    # T^-1 = D^-1 + S, S strictly upper of V^H V, as in :mod:`jaxqr._linalg.reflectors`.
+    unit = jnp.eye(b, dtype=x.dtype) + jnp.triu(matmul(vt, vt.T), 1) * taus[None]
+    t = taus[:, None] * solve_left(unit, jnp.eye(b, dtype=x.dtype))
+    first, *others = jnp.split(vt, [cuts[0] + b * i for i in range(pieces)], axis=1)
+    beneath = [matmul(v, q.T) for v, (q, _) in zip(others, below, strict=True)]
+    return jnp.tril(stored[:, :b]), Turn(jnp.concatenate([first, *beneath], axis=1), t)
+
+
+def _q(loops: list[Step], deeper: int) -> Array:
+    """Q: all turns of the identity, with so many more rows than columns, the last one first."""
+    q = jnp.zeros_like(loops[0][0], shape=(deeper, 0))
+    for _, turns in reversed(loops):
+        w, m = turns.vt.shape[1:]
+        # What was turned so far, with zeros behind it, which each step moves out.
+        q = jnp.pad(q, [(0, m - len(q)), (0, m - len(q))])
+        identity = jnp.eye(m, w, dtype=q.dtype)
+
+        def step(q: Array, turn: Turn, identity: Array = identity) -> tuple[Array, None]:
+            w = identity.shape[1]
+            known = q[:-w, :-w]
+            inner = jnp.concatenate([turn.vt[:, :w], matmul(turn.vt[:, w:], known)], axis=1)
+            q = jnp.concatenate([identity, jnp.pad(known, [(w, 0), (0, 0)])], axis=1)
+            return q - matmul(materialized(turn.vt.T), matmul(turn.t, inner)), None
+
+        q, _ = lax.scan(step, q, turns, reverse=True)
+    return q
+
+
+# All steps together: each begins, in its rows or columns, where the one before it ends.
+
+
+def _each(loops: list[Step]) -> Iterator[Step]:
+    for firsts, turns in loops:
+        for i in range(len(firsts)):
+            yield firsts[i], Turn(turns.vt[i], turns.t[i])
+
+
+def _triangle(loops: list[Step]) -> Array:
+    """R^T."""
+    columns: list[Array] = []
+    ends = len(loops[0][0][0])
+    for first, _ in _each(loops):
+        begins = sum(x.shape[1] for x in columns)
+        columns.append(jnp.pad(first[: ends - begins], [(begins, 0), (0, 0)]))
+    return jnp.concatenate(columns, axis=1)
+
+
+def _reflectors(loops: list[Step]) -> Array:
+    """V^T."""
+    rows: list[Array] = []
+    ends = loops[0][1].vt.shape[-1]
+    for _, turn in _each(loops):
+        begins = sum(len(x) for x in rows)
+        rows.append(jnp.pad(turn.vt[:, : ends - begins], [(0, 0), (begins, 0)]))
+    return jnp.concatenate(rows)
