@@ -380,7 +380,9 @@ def qr(
             for deep ones, is CholeskyQR2 (for R alone, of blocks of columns), verified, with
             Householder's algorithm where it fails; "auto" chooses by shape, type, platform and
             batch, that of leading axes as well as that of ``vmap``, and factors of a wide matrix
-            the leading block alone: the rest is a product.
+            the leading block alone: the rest is a product. Where a derivative follows, a large real
+            matrix goes by panels that leave the cores to its products: its factors then differ from
+            those of the function alone by rounding.
         dependent: "hold" takes the derivative that does not let dependent columns turn Q, as mode
             "r" always does. It is right for every loss of Q R and of the span of Q; one that reads
             Q and R with a gradient outside that span in dependent columns is not seen. By default
