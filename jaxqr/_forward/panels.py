@@ -50,8 +50,9 @@ Step = tuple[Array, Turn]
 
 def suits(c: Crossovers, a: Array, mode: str) -> bool:
     """Whether a (..., m, n), or its leading block, is real, large, and not too deep; and alone."""
-    m, n = a.shape[-2:]
-    if a.size > m * n or jnp.iscomplexobj(a):
+    *batch, m, n = a.shape
+    is_alone = all(isinstance(d, int) and d == 1 for d in batch)  # not symbolic, for jax.export
+    if not is_alone or jnp.iscomplexobj(a):
         return False
     has_room = m <= n if mode == "complete" else m >= n or mode == "reduced"
     large = min(m, n) >= c.least_columns_of_panels
