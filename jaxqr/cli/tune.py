@@ -107,7 +107,7 @@ LADDERS = (
     Ladder("least_size", (2**16, 2**14, 2**13), lambda s: (int(s) // 32, 32), jaxqr.qr,
            _CHOLESKY),
     Ladder("least_columns", (16, 8, 4), lambda n: (20000, int(n)), jaxqr.qr, _CHOLESKY),
-    Ladder("least_columns_of_panels", (400, 192, 128, 96), lambda n: (int(n), int(n)), _gradient,
+    Ladder("least_columns_of_panels", (192, 128, 96), lambda n: (int(n), int(n)), _gradient,
            _always("least_columns_of_panels")),
     Ladder("most_unrolled", (8, 16, 24), lambda n: (1000, int(n), int(n)), jaxqr.qr, _BATCHED),
     Ladder("most_rows", (10, 24, 48, 64), lambda m: (1000, int(m), 4), jaxqr.qr, _BATCHED),
