@@ -70,7 +70,7 @@ class Crossovers:
     most_columns_of_r: float = 768
     most_columns_of_complex: float = 16
 
-    # panels: square matrices, real
+    # panels: the smaller of rows and columns of one matrix, real
     least_columns_of_panels: float = 128
 
     # wide: columns by rows, real
