@@ -190,19 +190,20 @@ def _each(loops: list[Step]) -> Iterator[Step]:
 
 def _triangle(loops: list[Step]) -> Array:
     """R^T."""
-    columns: list[Array] = []
-    ends = len(loops[0][0][0])
-    for first, _ in _each(loops):
-        begins = sum(x.shape[1] for x in columns)
-        columns.append(jnp.pad(first[: ends - begins], [(begins, 0), (0, 0)]))
-    return jnp.concatenate(columns, axis=1)
+    return _staircase([first for first, _ in _each(loops)], axis=0)
 
 
 def _reflectors(loops: list[Step]) -> Array:
     """V^T."""
-    rows: list[Array] = []
-    ends = loops[0][1].vt.shape[-1]
-    for _, turn in _each(loops):
-        begins = sum(len(x) for x in rows)
-        rows.append(jnp.pad(turn.vt[:, : ends - begins], [(0, 0), (begins, 0)]))
-    return jnp.concatenate(rows)
+    return _staircase([turn.vt for _, turn in _each(loops)], axis=1)
+
+
+def _staircase(parts: list[Array], axis: int) -> Array:
+    """Parts beside one another, each behind zeros along the axis, as far as the first reaches."""
+    length, width = parts[0].shape[axis], parts[0].shape[1 - axis]
+    steps = []
+    for begins, x in zip(itertools.count(0, width), parts, strict=False):
+        before = [(0, 0), (0, 0)]
+        before[axis] = (begins, 0)
+        steps.append(jnp.pad(lax.slice_in_dim(x, 0, length - begins, axis=axis), before))
+    return jnp.concatenate(steps, axis=1 - axis)
