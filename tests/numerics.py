@@ -164,7 +164,7 @@ def panels_of_few_columns(monkeypatch) -> Iterator[None]:
     monkeypatch.setattr(panels, "_ASLEEP", 64)
     monkeypatch.setattr(panels, "_MOST_COLUMNS", 4)
     monkeypatch.setattr(panels, "_LEAST_COLUMNS", 1)
-    monkeypatch.setattr(panels, "_MOST_LOOPS", 2)
+    monkeypatch.setattr(panels, "_MOST_GROUPS", 2)
     of_cpu = dataclasses.replace(SHIPPED, least_columns_of_panels=1)
     with tuning.forced({"cpu": of_cpu}):
         yield

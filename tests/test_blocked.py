@@ -9,8 +9,15 @@ import pytest
 from numerics import assert_close, gaussian, matrix, norm, random_like, tolerance
 
 import jaxqr
+from jaxqr._linalg.algebra import adjoint_matmul
 from jaxqr._linalg.batching import over_matrices
-from jaxqr._linalg.blocked import Inverted, lower_of_product, lower_of_upper_product, lower_sum
+from jaxqr._linalg.blocked import (
+    Inverted,
+    lower_of_adjoint_product,
+    lower_of_upper_product,
+    lower_sum,
+)
+from jaxqr._linalg.layouts import LAYOUT_IS_SHARDED
 from jaxqr._linalg.scaling import divided
 
 SIZES = [0, 1, 4, 12, 30, 64, 65, 128, 129, 200, 256, 257, 300]
@@ -54,17 +61,17 @@ def test_derivative_of_a_solve(k):
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
 @pytest.mark.parametrize("k", SIZES)
 def test_lower_triangles_of_products(k, dtype):
-    x, y = gaussian((k, 7), dtype), gaussian((7, k), dtype)
+    x, y = gaussian((2, 7, k), dtype)
     u, v = gaussian((2, k, k), dtype, seed=1), gaussian((2, k, k), dtype, seed=2)
     tol = tolerance(dtype, (k, k), 10)
 
     @jax.jit
     def lower(x, y, u, v):
-        return lower_sum(lower_of_product(x, y), lower_of_upper_product(u, v))
+        return lower_sum(lower_of_adjoint_product(x, y), lower_of_upper_product(u, v))
 
     given = map(jnp.asarray, (x, y, np.triu(u), v))
     ours = np.tril(jax.vmap(lower, in_axes=(None, None, 0, 0))(*given))
-    expected = np.tril(x @ y + np.triu(u) @ np.conj(np.triu(v).mT))
+    expected = np.tril(np.conj(x.T) @ y + np.triu(u) @ np.conj(np.triu(v).mT))
     assert norm(ours - expected) <= tol * max(norm(ours), 1)
 
 
@@ -102,3 +109,20 @@ def test_complex_numbers_by_real_ones_are_divided_part_by_part(dtype):
         np.testing.assert_allclose(ours, part / d.real, rtol=2 * np.finfo(dtype).eps)
     divisions = [e.outvars[0].aval.dtype for e in program.eqns if e.primitive.name == "div"]
     assert divisions == [np.empty(0, dtype).real.dtype] * 2
+
+
+@pytest.mark.skipif(not LAYOUT_IS_SHARDED, reason="layouts are not asked for before JAX 0.11")
+def test_transposed_factors_of_double_products_are_brought_in_order():
+    def copies(dtype, columns):
+        x, y = (jax.ShapeDtypeStruct((40, n), dtype) for n in (30, columns))
+        lowered = jax.jit(adjoint_matmul).trace(x, y).lower(lowering_platforms=("cpu",))
+        return "LayoutConstraint" in lowered.as_text()
+
+    assert copies("float64", 200)
+    assert copies("complex128", 200)
+    assert not copies("float64", 100)
+    assert not copies("float32", 200)
+
+    x, y = gaussian((3, 40, 30)), gaussian((3, 40, 200))
+    ours = jax.vmap(adjoint_matmul)(jnp.asarray(x), jnp.asarray(y))
+    assert_close(ours, np.conj(x.mT) @ y, tolerance("float64", x.shape))

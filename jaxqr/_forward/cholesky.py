@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxqr._forward import householder
-from jaxqr._linalg.algebra import adjoint, diagonal, materialized, matmul, project
+from jaxqr._linalg.algebra import adjoint_matmul, diagonal, materialized, matmul, project
 from jaxqr._linalg.batching import over_leading_axes
-from jaxqr._linalg.blocked import LONE, Inverted, lower_of_product, lower_sum
+from jaxqr._linalg.blocked import LONE, Inverted, lower_of_adjoint_product, lower_sum
 from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._linalg.reflectors import abs2
@@ -197,7 +197,7 @@ def _gram_schmidt(a: Array, *b: Array) -> tuple[Array, ...]:
         block_is_sound, u1, q1, gram = _first_pass(block)
         sound &= block_is_sound
         u2 = Inverted.cholesky(gram)
-        above = u2.adjoint_left(matmul(adjoint(q1), rest))
+        above = u2.adjoint_left(adjoint_matmul(q1, rest))
         product = [u2.adjoint_left(project(q1, x)) for x in b]
         row = jnp.concatenate([jnp.triu(matmul(u2.u, u1)), above], axis=1)
         u = lax.dynamic_update_slice(u, row, (j, j))
@@ -219,7 +219,7 @@ def _without(x: Array, q: Array, projection: Array) -> Array:
 
 
 def _lower_gram(a: Array) -> Array:
-    return lower_sum(lower_of_product(adjoint(a), a))
+    return lower_sum(lower_of_adjoint_product(a, a))
 
 
 def _cholesky(a: Array) -> tuple[Array, Inverted, Array]:

@@ -8,13 +8,14 @@ Its reflectors [V_0; V_1; V_2; ...] with Q_i before V_i are the panel's: the sam
 (J. Demmel, L. Grigori, M. Hoemmen, J. Langou, "Communication-optimal parallel and sequential QR and
 LU factorizations", SIAM J. Sci. Comput. 34 (2012)). What is right of it is turned by products.
 
-Matrices are kept transposed here, (columns, rows): LAPACK wants columns contiguous. Loops run over
-panels, of which four are a block, and over blocks. What they leave is moved to where a loop finds
-it again, its first column in front and zeros behind, so that all steps are alike.
+Matrices are kept transposed here, (columns, rows): LAPACK wants columns contiguous. A loop runs
+over the panels of a block, another over the blocks of a group; what a step leaves is moved to where
+the loop finds it again, its first column in front and zeros behind, so that all steps are alike.
+What is right of a group is turned once, when all of the group is known.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -24,13 +25,14 @@ from jax.numpy.linalg import qr as jax_qr
 from jaxqr._linalg.algebra import diagonal, materialized, matmul, solve_left
 from jaxqr._linalg.batching import over_leading_axes
 from jaxqr._linalg.crossovers import Crossovers
+from jaxqr._linalg.layouts import by_rows
 from jaxqr._linalg.reflectors import Reflectors
 
 _ASLEEP = 8192  # elements that LAPACK factors in the thread that calls
 _MOST_COLUMNS = 31  # of a panel: a triangle of 32 it solves with by threads
 _LEAST_COLUMNS = 24
 _PANELS = 4  # of a block
-_MOST_LOOPS = 6  # over blocks: each has fewer rows and columns, and is compiled by itself
+_MOST_GROUPS = 4  # of blocks: each has fewer rows and columns, and is compiled by itself
 
 
 class Turn(NamedTuple):
@@ -39,9 +41,9 @@ class Turn(NamedTuple):
     vt: Array  # V^T (w, m): 1 where a reflector begins, and 0 before
     t: Array  # (w, w), upper triangular; taus on the diagonal
 
-    def of(self, x: Array) -> Array:
-        """X H for x (n, m)."""
-        return x - matmul(matmul(matmul(x, self.vt.T), self.t), self.vt)
+    def change(self, x: Array) -> Array:
+        """X - X H for x (n, m)."""
+        return matmul(matmul(matmul(x, self.vt.T), self.t), self.vt)
 
 
 Step = tuple[Array, Turn]
@@ -63,9 +65,9 @@ def qr(a: Array, mode: str) -> tuple[Array, ...]:
     """(q, r), or (r,) in mode "r", of a real a (..., m, n), m >= n; m = n in mode "complete"."""
 
     def factors(a: Array) -> tuple[Array, ...]:
-        (m, n), loops = a.shape, _factored(a)
-        r = _triangle(loops)[:n, :n].T
-        return (r,) if mode == "r" else (_q(loops, m - n)[:m, :n], r)
+        (m, n), steps = a.shape, _factored(a)
+        r = _triangle(steps)[:n, :n].T
+        return (r,) if mode == "r" else (_q(steps, m - n)[:m, :n], r)
 
     out: tuple[Array, ...] = over_leading_axes(factors)(a)
     return out
@@ -75,26 +77,29 @@ def reflectors_of(a: Array) -> tuple[Array, Reflectors]:
     """R (..., n, n) and the reflectors of a real a (..., m, n), m >= n."""
 
     def factors(a: Array) -> tuple[Array, ...]:
-        (m, n), loops = a.shape, _factored(a)
-        taus = jnp.concatenate([diagonal(turn.t) for _, turn in _each(loops)])
-        return _triangle(loops)[:n, :n].T, _reflectors(loops)[:n, :m].T, taus[None, :n]
+        (m, n), steps = a.shape, _factored(a)
+        taus = jnp.concatenate([diagonal(turn.t) for _, turn in steps])
+        return _triangle(steps)[:n, :n].T, _reflectors(steps)[:n, :m].T, taus[None, :n]
 
     r, v, taus = over_leading_axes(factors)(a)
     return r, Reflectors(v, taus)
 
 
 def _factored(a: Array) -> list[Step]:
-    """The blocks of a (m, n), behind which zeros make them alike: those of each loop, stacked."""
+    """The groups of a (m, n), behind which zeros make all blocks alike."""
     m, n = a.shape
     blocks = -(-n // (_PANELS * _columns_of_a_panel(m)))
     width = _PANELS * -(-n // (_PANELS * blocks))
     behind = blocks * width - n
-    rest, loops = jnp.pad(a, [(0, behind), (0, behind)]).T, []
+    rest, steps = by_rows(jnp.pad(a, [(0, behind), (0, behind)]).T), []
     for count in _shares(blocks):
-        rest, steps = _eliminated(rest, width, count, _block)
-        rest = rest[: -count * width, : -count * width]
-        loops.append(steps)
-    return loops
+        w = count * width
+        first, turn = _by_parts(rest[:w], count, _block)
+        rest, change = rest[w:], turn.change(rest[w:])
+        rows = rest[:, :w] - change[:, :w]
+        steps.append((jnp.concatenate([first, rows]), turn))
+        rest = rest[:, w:] - change[:, w:]
+    return steps
 
 
 def _columns_of_a_panel(m: int) -> int:
@@ -109,37 +114,36 @@ def _pieces(m: int, b: int) -> int:
 
 
 def _shares(blocks: int) -> list[int]:
-    """How many blocks each loop has: nearly alike, most in the last, where matrices are small."""
-    loops = min(blocks, _MOST_LOOPS)
-    return [(blocks + i) // loops for i in range(loops)]
+    """How many blocks each group has: nearly alike, most in the last, where matrices are small."""
+    groups = min(blocks, _MOST_GROUPS)
+    return [(blocks + i) // groups for i in range(groups)]
 
 
-def _eliminated(
-    x: Array, width: int, count: int, factor: Callable[[Array], Step]
-) -> tuple[Array, Step]:
-    """What ``count`` times ``width`` columns of x (n, m) leave, moved, and the steps, stacked."""
+def _by_parts(x: Array, count: int, factor: Callable[[Array], Step]) -> Step:
+    """R^T (w, w) of x (w, m), and the turn, by so many parts of its rows, all alike."""
+    if count == 1:
+        return factor(x)
+    w, b = len(x), len(x) // count
 
     def step(x: Array, _: None) -> tuple[Array, Step]:
-        first, turn = factor(x[:width])
-        rest = turn.of(x[width:])
-        left = jnp.pad(rest[:, width:], [(0, width), (0, width)])
-        return left, (jnp.concatenate([first, rest[:, :width]]), turn)
+        first, turn = factor(x[:b])
+        rest = x[b:] - turn.change(x[b:])
+        left = jnp.pad(rest[:, b:], [(0, b), (0, b)])
+        return left, (jnp.concatenate([first, rest[:, :b]]), turn)
 
-    out: tuple[Array, Step] = lax.scan(step, x, None, length=count)
-    return out
+    _, (firsts, turns) = lax.scan(step, x, None, length=count)
+    steps = [(firsts[i], Turn(turns.vt[i], turns.t[i])) for i in range(count)]
+    vt, t = _reflectors(steps), turns.t[0]
+    products = matmul(vt, vt.T)
+    for j, after in zip(range(b, w, b), turns.t[1:], strict=True):
+        beside = -matmul(t, matmul(products[:j, j : j + b], after))
+        t = jnp.block([[t, beside], [jnp.zeros_like(beside.T), after]])
+    return _triangle(steps), Turn(vt, t)
 
 
 def _block(x: Array) -> Step:
     """R^T (w, w) of x (w, m), and the turn, by panels."""
-    w = len(x)
-    b = w // _PANELS
-    _, steps = _eliminated(x, b, _PANELS, _panel)
-    vt, ts = _reflectors([steps]), steps[1].t
-    products, t = matmul(vt, vt.T), ts[0]
-    for j, after in zip(range(b, w, b), ts[1:], strict=True):
-        beside = -matmul(t, matmul(products[:j, j : j + b], after))
-        t = jnp.block([[t, beside], [jnp.zeros_like(beside.T), after]])
-    return _triangle([steps]), Turn(vt, t)
+    return _by_parts(x, _PANELS, _panel)
 
 
 def _panel(x: Array) -> Step:
@@ -159,51 +163,36 @@ def _panel(x: Array) -> Step:
     return jnp.tril(stored[:, :b]), Turn(jnp.concatenate([first, *beneath], axis=1), t)
 
 
-def _q(loops: list[Step], deeper: int) -> Array:
+def _q(steps: list[Step], deeper: int) -> Array:
     """Q: all turns of the identity, with so many more rows than columns, the last one first."""
-    q = jnp.zeros_like(loops[0][0], shape=(deeper, 0))
-    for _, turns in reversed(loops):
-        w, m = turns.vt.shape[1:]
-        # What was turned so far, with zeros behind it, which each step moves out.
-        q = jnp.pad(q, [(0, m - len(q)), (0, m - len(q))])
-        identity = jnp.eye(m, w, dtype=q.dtype)
-
-        def step(q: Array, turn: Turn, identity: Array = identity) -> tuple[Array, None]:
-            w = identity.shape[1]
-            known = q[:-w, :-w]
-            inner = jnp.concatenate([turn.vt[:, :w], matmul(turn.vt[:, w:], known)], axis=1)
-            q = jnp.concatenate([identity, jnp.pad(known, [(w, 0), (0, 0)])], axis=1)
-            return q - matmul(materialized(turn.vt.T), matmul(turn.t, inner)), None
-
-        q, _ = lax.scan(step, q, turns, reverse=True)
+    q = jnp.zeros_like(steps[0][0], shape=(deeper, 0))
+    for _, (vt, t) in reversed(steps):
+        w, m = vt.shape
+        inner = jnp.concatenate([vt[:, :w], matmul(vt[:, w:], q)], axis=1)
+        q = jnp.concatenate([jnp.eye(m, w, dtype=q.dtype), jnp.pad(q, [(w, 0), (0, 0)])], axis=1)
+        q = q - matmul(materialized(vt.T), matmul(t, inner))
     return q
 
 
 # All steps together: each begins, in its rows or columns, where the one before it ends.
 
 
-def _each(loops: list[Step]) -> Iterator[Step]:
-    for firsts, turns in loops:
-        for i in range(len(firsts)):
-            yield firsts[i], Turn(turns.vt[i], turns.t[i])
-
-
-def _triangle(loops: list[Step]) -> Array:
+def _triangle(steps: list[Step]) -> Array:
     """R^T."""
-    return _staircase([first for first, _ in _each(loops)], axis=0)
+    return _staircase([first for first, _ in steps], axis=0)
 
 
-def _reflectors(loops: list[Step]) -> Array:
+def _reflectors(steps: list[Step]) -> Array:
     """V^T."""
-    return _staircase([turn.vt for _, turn in _each(loops)], axis=1)
+    return _staircase([turn.vt for _, turn in steps], axis=1)
 
 
 def _staircase(parts: list[Array], axis: int) -> Array:
     """Parts beside one another, each behind zeros along the axis, as far as the first reaches."""
-    length, width = parts[0].shape[axis], parts[0].shape[1 - axis]
-    steps = []
-    for begins, x in zip(itertools.count(0, width), parts, strict=False):
+    length, begins, steps = parts[0].shape[axis], 0, []
+    for x in parts:
         before = [(0, 0), (0, 0)]
         before[axis] = (begins, 0)
         steps.append(jnp.pad(lax.slice_in_dim(x, 0, length - begins, axis=axis), before))
+        begins += x.shape[1 - axis]
     return jnp.concatenate(steps, axis=1 - axis)

@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxqr._forward import householder
 from jaxqr._linalg.crossovers import Crossovers
-from jaxqr._linalg.products import adjoint, matmul
+from jaxqr._linalg.products import adjoint_of_factor, matmul
 
 
 def suits(c: Crossovers, a: Array) -> bool:
@@ -28,4 +28,4 @@ def qr(a: Array, mode: str, of_leading: Callable[..., tuple[Array, ...]]) -> tup
         u, v = householder.triangle_and_product(x, y)
         return (jnp.concatenate([u, v], axis=-1),)
     q, u = of_leading(x, "reduced")
-    return q, jnp.concatenate([u, matmul(adjoint(q), y)], axis=-1)
+    return q, jnp.concatenate([u, matmul(adjoint_of_factor(q, y), y)], axis=-1)

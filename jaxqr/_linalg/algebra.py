@@ -38,6 +38,16 @@ def matmul(x: Array, y: Array) -> Array:
     return settled(summand(x, y))
 
 
+def adjoint_of_factor(x: Array, y: Array) -> Array:
+    """X^H for x (m, k[, batch]), to be multiplied with y (m, n[, batch])."""
+    return products.adjoint_of_factor(x, y) if x.ndim == 2 else adjoint(x)
+
+
+def adjoint_matmul(x: Array, y: Array) -> Array:
+    """X^H Y for x (m, k[, batch]) and y (m, n[, batch])."""
+    return matmul(adjoint_of_factor(x, y), y)
+
+
 def project(q: Array, x: Array) -> Array:
     """Q^H X for q (m, k[, batch]) and a narrow x (m, n[, batch])."""
     return products.project(q, x) if q.ndim == 2 else adjoint(matmul(adjoint(x), q))

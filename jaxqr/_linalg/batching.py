@@ -14,14 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxqr._linalg.crossovers import Crossovers
-from jaxqr._linalg.exporting import unless_exported
+from jaxqr._linalg.layouts import by_rows, laid_out
 from jaxqr._linalg.tuning import by_platform
-
-# Before JAX 0.11, XLA gathered a sharded batch wherever a layout was asked for.
-_LAYOUT_IS_SHARDED = jax.__version_info__ >= (0, 11)
 
 
 def suits(c: Crossovers, *arrays: Any, most_columns: float | None = None) -> bool:
@@ -43,23 +39,7 @@ def suits(c: Crossovers, *arrays: Any, most_columns: float | None = None) -> boo
 def innermost(x: Array) -> Array:
     """(..., rows, columns) as (rows, columns, batch), in memory too."""
     rows, columns = x.shape[-2:]
-    x = x.reshape(-1, rows * columns).T
-    if _LAYOUT_IS_SHARDED:
-        (x,) = _laid_out(x)
-    in_memory: Array = lax.optimization_barrier(x)
-    return in_memory.reshape(rows, columns, -1)
-
-
-def _by_rows(x: Array) -> list[Array]:
-    # Else XLA may keep the transpose for a view, and read it slowly.
-    return [with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))]
-
-
-def _as_it_is(x: Array) -> list[Array]:
-    return [x]
-
-
-_laid_out = unless_exported(_by_rows, _as_it_is)
+    return by_rows(x.reshape(-1, rows * columns).T).reshape(rows, columns, -1)
 
 
 def outermost(x: Array, batch: tuple[int, ...]) -> Array:
@@ -193,7 +173,7 @@ def unless_any(
     """
 
     def apart(*args: Any) -> Any:
-        kept = jax.tree.map(lambda x: _laid_out(x)[0], args)
+        kept = jax.tree.map(lambda x: laid_out(x)[0], args)
         return chosen(kept, kept, functools.partial(in_pieces, careful))
 
     def together(*args: Any) -> Any:

@@ -18,6 +18,7 @@ from jax.lax.linalg import cholesky
 
 from jaxqr._linalg.algebra import (
     adjoint,
+    adjoint_of_factor,
     below_diagonal,
     diagonal,
     matmul,
@@ -52,16 +53,16 @@ def _block(k: int) -> int:
     return min(max(least, -(-k // 2)), most)
 
 
-def lower_of_product(x: Array, y: Array) -> list[Array]:
-    """The lower triangle of X Y for x (k, p) and y (p, k), as strips for :func:`lower_sum`.
+def lower_of_adjoint_product(x: Array, y: Array) -> list[Array]:
+    """The lower triangle of X^H Y for x and y (m, k), as strips for :func:`lower_sum`.
 
     Strips are copied for it, which does not pay where they are beyond the caches.
     """
-    cuts = _cuts(x.shape[0])
+    cuts, adjoint_x = _cuts(x.shape[1]), adjoint_of_factor(x, y)
     if x.size > _CACHED:
-        product = summand(x, y)
+        product = summand(adjoint_x, y)
         return [product[i:j, :j] for i, j in cuts]
-    return [summand(x[i:j], y[:, :j]) for i, j in cuts]
+    return [summand(adjoint_x[i:j], y[:, :j]) for i, j in cuts]
 
 
 def lower_of_upper_product(u: Array, v: Array) -> list[Array]:

@@ -22,10 +22,18 @@ A cotangent that is None is zero, and costs nothing.
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxqr._linalg.algebra import above_diagonal, adjoint, difference, matmul, on_diagonal, select
+from jaxqr._linalg.algebra import (
+    above_diagonal,
+    adjoint,
+    adjoint_matmul,
+    difference,
+    matmul,
+    on_diagonal,
+    select,
+)
 from jaxqr._linalg.blocked import (
     Inverted,
-    lower_of_product,
+    lower_of_adjoint_product,
     lower_of_upper_product,
     lower_sum,
     product_over,
@@ -68,7 +76,7 @@ def _m(
         if v.shape[1]:
             vv_bar = matmul(v, adjoint(v_bar))
     if q_bar is not None and q is not None:
-        terms.append(lower_of_product(-adjoint(q_bar), q))
+        terms.append(lower_of_adjoint_product(-q_bar, q))
     m = lower_sum(*terms)
     return (m, None) if vv_bar is None else (difference(m, adjoint(vv_bar)), vv_bar)
 
@@ -101,7 +109,7 @@ def pullback(
         s = s + vv_bar
     # The complement's frame does not turn: Q2^H dQ2 = 0.
     if q_bar is not None and qp is not None and q2.shape[1]:
-        qp = qp - matmul(q2, matmul(adjoint(q_bar[:, k:]), q1))
+        qp = qp - matmul(q2, adjoint_matmul(q_bar[:, k:], q1))
     y_bar = jnp.zeros_like(q, shape=(q.shape[0], *v.shape[1:]))
     if r_bar is not None and v.shape[1]:
         _, v_bar = _split(r_bar)
@@ -122,15 +130,15 @@ def pushforward(q: Array, r: Array, y: Array | None, da: Array) -> tuple[Array, 
     dx, dy = da[:, :k], da[:, k:]
 
     dxu = Inverted.of(u).right(dx)
-    c = matmul(adjoint(q1), dxu)
+    c = adjoint_matmul(q1, dxu)
     w = upper_of_twice_hermitian(c)
     dq = dxu - matmul(q1, w)
     dr = matmul(w, u)
     if rest:
-        dqy = matmul(adjoint(c - w), v) if y is None else matmul(adjoint(dq), y)
-        dr = jnp.concatenate([dr, dqy + matmul(adjoint(q1), dy)], axis=1)
+        dqy = matmul(adjoint(c - w), v) if y is None else adjoint_matmul(dq, y)
+        dr = jnp.concatenate([dr, dqy + adjoint_matmul(q1, dy)], axis=1)
     if q2.shape[1]:
-        dq2 = -matmul(q1, adjoint(matmul(adjoint(q2), dxu)))
+        dq2 = -matmul(q1, adjoint(adjoint_matmul(q2, dxu)))
         dq = jnp.concatenate([dq, dq2], axis=1)
         dr = jnp.concatenate([dr, jnp.zeros_like(r[k:])], axis=0)
     return dq, dr
@@ -164,7 +172,7 @@ def pushforward_r(x: Array, r: Array, y: Array | None, da: Array) -> Array:
     u, v = _split(r)
     k = u.shape[1]
     inverted = Inverted.of(u)
-    g = inverted.adjoint_left(matmul(adjoint(x), da))  # Q^H [dX | dY]
+    g = inverted.adjoint_left(adjoint_matmul(x, da))  # Q^H [dX | dY]
     c = inverted.right(g[:, :k])
     w = upper_of_twice_hermitian(c)
     dr = matmul(w, u)
@@ -173,7 +181,7 @@ def pushforward_r(x: Array, r: Array, y: Array | None, da: Array) -> Array:
     if y is None:
         dqy = matmul(adjoint(c - w), v)
     else:
-        dxy = matmul(adjoint(da[:, :k]), y)
+        dxy = adjoint_matmul(da[:, :k], y)
         dqy = inverted.adjoint_left(dxy) - matmul(adjoint(w), v)
     return jnp.concatenate([dr, dqy + g[:, k:]], axis=1)
 
@@ -212,7 +220,7 @@ def _held(
     if r_bar is not None:
         m = matmul(r[:k], adjoint(r_bar[:k]))
     if q is not None and q_bar is not None:
-        m = m - matmul(adjoint(q_bar), q)
+        m = m - adjoint_matmul(q_bar, q)
     n = jnp.tril(m - adjoint(m), -1)
     if jnp.iscomplexobj(m):
         n = select(on_diagonal(m), lax.complex(jnp.zeros_like(m.real), m.imag), n)
@@ -232,9 +240,9 @@ def pullback_held(
     if q1_bar is None or q_bar is None:
         return a_bar
     u, keep = _without(r[:k, :k], dependent)
-    outside = q1_bar - matmul(q1, matmul(adjoint(q1), q1_bar))
+    outside = q1_bar - matmul(q1, adjoint_matmul(q1, q1_bar))
     if q2.shape[1]:
-        outside = outside - matmul(q2, matmul(adjoint(q_bar[:, k:]), q1))
+        outside = outside - matmul(q2, adjoint_matmul(q_bar[:, k:], q1))
     return a_bar.at[:, :k].add(u.adjoint_right(outside * keep))
 
 
@@ -290,12 +298,12 @@ def pushforward_held(q: Array, r: Array, dependent: Array, da: Array) -> tuple[A
     k = dependent.shape[1]
     q1, q2 = q[:, :k], q[:, k:]
     u, keep = _without(r[:k, :k], dependent)
-    g, dx = matmul(adjoint(q1), da), da[:, :k]
+    g, dx = adjoint_matmul(q1, da), da[:, :k]
     s = _turning(g, u, keep)
     dr = g - matmul(s, r[:k])
     dq = matmul(q1, s) + u.right(dx - matmul(q1, g[:, :k])) * keep
     if q2.shape[1]:
-        turned = u.right(matmul(adjoint(q2), dx)) * keep
+        turned = u.right(adjoint_matmul(q2, dx)) * keep
         dq = jnp.concatenate([dq, -matmul(q1, adjoint(turned))], axis=1)
         dr = jnp.concatenate([dr, jnp.zeros_like(r[k:])], axis=0)
     return dq, dr

@@ -1,0 +1,29 @@
+"""How matrices lie in memory."""
+
+import jax
+from jax import Array, lax
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from jaxqr._linalg.exporting import unless_exported
+
+# Before JAX 0.11, XLA gathered a sharded batch wherever a layout was asked for.
+LAYOUT_IS_SHARDED = jax.__version_info__ >= (0, 11)
+
+
+def by_rows(x: Array) -> Array:
+    """X, in memory by rows: else XLA may keep a transpose for a view, and read it slowly."""
+    if LAYOUT_IS_SHARDED:
+        (x,) = laid_out(x)
+    in_memory: Array = lax.optimization_barrier(x)
+    return in_memory
+
+
+def _by_rows(x: Array) -> list[Array]:
+    return [with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))]
+
+
+def _as_it_is(x: Array) -> list[Array]:
+    return [x]
+
+
+laid_out = unless_exported(_by_rows, _as_it_is)
