@@ -1,5 +1,6 @@
 """Householder reflectors, as LAPACK's larfg makes them, and products with what they make up."""
 
+import os
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -111,7 +112,8 @@ def _q_adjoint(v: Array, taus: Array, x: Array) -> Array:
 _MOST_WRITTEN_OUT = 16  # columns
 _MOST_ELEMENTS = 384  # in them
 _LOOPS = 2
-_LEAST_FOR_THREADS = 2**18  # elements
+# Bytes: within a core's cache, one thread is faster than several that start anew for each loop.
+_LEAST_FOR_THREADS = 6 * 2**20 // (os.cpu_count() or 1)
 
 Group = tuple[Array, Array]
 """V (rows, k, batch), of which what is below the diagonal is read, and taus (k, batch)."""
@@ -193,7 +195,7 @@ def _in_threads(j: Array, steps: int, x: Array) -> Array:
     XLA makes one kernel of a loop without a product: quick to start, with one thread to run it.
     """
     j = j.astype(jnp.int32)
-    if x.size < _LEAST_FOR_THREADS:
+    if x.nbytes < _LEAST_FOR_THREADS:
         return j
     here = jnp.diag((jnp.arange(steps, dtype=j.dtype) == j).astype(j.dtype))
     return jnp.max(lax.dot(here, here * j))
