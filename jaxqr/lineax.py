@@ -31,7 +31,7 @@ from lineax.internal import (
 )
 
 from jaxqr._arguments import compute_dtype
-from jaxqr._forward.least_squares import factor
+from jaxqr._forward.least_squares import factor, is_for_reflectors, with_reflectors
 from jaxqr._linalg.augmented import Root, solve_augmented
 from jaxqr._linalg.dependence import ROUNDING
 from jaxqr._linalg.products import adjoint
@@ -44,7 +44,7 @@ class Factored(NamedTuple):
 
     root: Root
     d: Array
-    q: Array
+    q: Any  # or its reflectors
     of_adjoint: Any  # whether A^H is what was factored: a static bool
     structures: PackedStructures
 
@@ -56,7 +56,7 @@ class _Solver(lx.AbstractLinearSolver):
         self, state: Factored, vector: Any, options: dict[str, Any]
     ) -> tuple[Any, lx.RESULTS, dict[str, Any]]:
         """A^+ applied to a vector (a pytree), lineax's result code, and what else is known."""
-        b = ravel_vector(vector, state.structures)[:, None].astype(state.q.dtype)
+        b = ravel_vector(vector, state.structures)[:, None].astype(state.d.dtype)
         if state.of_adjoint.value:  # with f = 0, the augmented system's r is the shortest solution
             x, _ = solve_augmented(state.root, state.q, None, b / state.d)
         else:
@@ -94,7 +94,7 @@ class QR(_Solver):
     It takes the place of ``lineax.QR()``. Without full rank the solution is not finite, and lineax
     says so; :class:`PivotedQR` finds the rank.
 
-    Cost: the factorization of :func:`jaxqr.qr` with Q, 4 m n^2 operations for m >= n, once for an
+    Cost: the factorization of :func:`jaxqr.qr`, at most 4 m n^2 operations for m >= n, once for an
     operator; then 4 m n + n^2 for each vector.
 
     >>> import jax.numpy as jnp, lineax as lx, jaxqr.lineax
@@ -108,7 +108,8 @@ class QR(_Solver):
         """The factors of an operator, of its adjoint where it has fewer rows than columns."""
         a = _matrix(operator)
         wide = a.shape[0] < a.shape[1]
-        factors = factor(adjoint(a) if wide else a, None, None)
+        a = adjoint(a) if wide else a
+        factors = with_reflectors(a) if is_for_reflectors(*a.shape) else factor(a, None, None)
         return Factored(*factors, eqxi.Static(wide), pack_structures(operator))
 
     def assume_full_rank(self) -> bool:

@@ -1,7 +1,7 @@
 """The factors that least squares needs (see :mod:`jaxqr._linalg.augmented`)."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -17,13 +17,18 @@ from jaxqr._linalg.reflectors import Reflectors, adjoint_times, det
 from jaxqr._linalg.scaling import divided, magnitudes, unit
 from jaxqr._linalg.tuning import by_platform
 
+_LEAST_FOR_REFLECTORS = 128  # columns
+# Of deep matrices, columns up to which CholeskyQR2 has Q before LAPACK has the reflectors.
+_MOST_FOR_Q = 256
+_DEEP = 3  # rows by columns
+
 
 class Factors(NamedTuple):
     """A D^-1 = Q B."""
 
     root: Root
     d: Array  # (..., n, 1) or (..., 1, 1)
-    q: Array  # (..., m, k)
+    q: Any  # (..., m, k), or its reflectors
 
 
 def factor(a: Array, ridge: Array | None, rcond: Array | None) -> Factors:
@@ -38,6 +43,18 @@ def _full_rank(a: Array, ridge: Array | None) -> Factors:
         q, u = _forward.qr(_with_ridge(a, ridge), "reduced", "auto")
         q = _beside(a, ridge, q)
     return Factors(*_in_units(u), q)
+
+
+def with_reflectors(a: Array) -> Factors:
+    """Of a (..., m, n) with m >= n, with the reflectors of Q."""
+    u, q = batch_aware(_reflectors)(a)
+    return Factors(*_in_units(u), q)
+
+
+def is_for_reflectors(rows: int, columns: int) -> bool:
+    """Whether a few products with Q by reflectors take less time than to form it."""
+    deep = rows >= _DEEP * columns
+    return columns >= _LEAST_FOR_REFLECTORS and (columns > _MOST_FOR_Q or not deep)
 
 
 def factor_and_solve_without_q(

@@ -83,9 +83,12 @@ def solve_augmented(
         if f is None:
             assert z is not None
             return reflectors.times(q, z), -_solve(root, z)
-        d = reflectors.adjoint_times(q, f)
-        d = d if z is None else d - z
-        r = f - reflectors.times(q, d)
+        k, turned = root[0].shape[0], reflectors.adjoint_times(q, f)
+        d = turned[:k] if z is None else turned[:k] - z
+        if turned.shape[0] > k:  # of square Q: what the columns of A leave of f is beside
+            r = reflectors.times(q, jnp.concatenate([turned[:k] - d, turned[k:]]))
+        else:
+            r = f - reflectors.times(q, d)
         if spans is not None:
             r = jnp.where(spans, 0 if z is None else reflectors.times(q, z), r)
         return r, _solve(root, d)
