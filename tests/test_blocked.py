@@ -119,9 +119,9 @@ def test_transposed_factors_of_double_products_are_brought_in_order():
         return "LayoutConstraint" in lowered.as_text()
 
     assert copies("float64", 200)
-    assert copies("complex128", 200)
     assert not copies("float64", 100)
     assert not copies("float32", 200)
+    assert not copies("complex128", 200)
 
     x, y = gaussian((3, 40, 30)), gaussian((3, 40, 200))
     ours = jax.vmap(adjoint_matmul)(jnp.asarray(x), jnp.asarray(y))
