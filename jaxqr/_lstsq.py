@@ -381,9 +381,8 @@ def _solved(
     rows, columns = a.shape[-2:]
     if rcond is None and rows < columns:
         # The shortest solution is the augmented system's r for the matrix A^H and g = b.
-        few = ridge is None and not forward_mode and b.shape[-1] <= rows
-        if few and least_squares.is_for_reflectors(columns, rows):
-            root, d, q = constant(least_squares.with_reflectors, adjoint(a))
+        if ridge is None and not forward_mode and b.shape[-1] <= rows:
+            root, d, q = constant(least_squares.factor_for_few_products, adjoint(a))
         else:
             root, d, q = constant(least_squares.factor, adjoint(a), ridge, None)
         system = System(a, ridge, None, root, d, q)

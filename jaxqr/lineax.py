@@ -31,7 +31,7 @@ from lineax.internal import (
 )
 
 from jaxqr._arguments import compute_dtype
-from jaxqr._forward.least_squares import factor, is_for_reflectors, with_reflectors
+from jaxqr._forward.least_squares import factor, factor_for_few_products
 from jaxqr._linalg.augmented import Root, solve_augmented
 from jaxqr._linalg.dependence import ROUNDING
 from jaxqr._linalg.products import adjoint
@@ -108,8 +108,7 @@ class QR(_Solver):
         """The factors of an operator, of its adjoint where it has fewer rows than columns."""
         a = _matrix(operator)
         wide = a.shape[0] < a.shape[1]
-        a = adjoint(a) if wide else a
-        factors = with_reflectors(a) if is_for_reflectors(*a.shape) else factor(a, None, None)
+        factors = factor_for_few_products(adjoint(a) if wide else a)
         return Factored(*factors, eqxi.Static(wide), pack_structures(operator))
 
     def assume_full_rank(self) -> bool:

@@ -45,16 +45,14 @@ def _full_rank(a: Array, ridge: Array | None) -> Factors:
     return Factors(*_in_units(u), q)
 
 
-def with_reflectors(a: Array) -> Factors:
-    """Of a (..., m, n) with m >= n, with the reflectors of Q."""
+def factor_for_few_products(a: Array) -> Factors:
+    """Of a (..., m, n) with m >= n; with the reflectors of Q where to form it takes longer."""
+    rows, columns = a.shape[-2:]
+    deep = rows >= _DEEP * columns
+    if columns < _LEAST_FOR_REFLECTORS or (deep and columns <= _MOST_FOR_Q):
+        return factor(a, None, None)
     u, q = batch_aware(_reflectors)(a)
     return Factors(*_in_units(u), q)
-
-
-def is_for_reflectors(rows: int, columns: int) -> bool:
-    """Whether a few products with Q by reflectors take less time than to form it."""
-    deep = rows >= _DEEP * columns
-    return columns >= _LEAST_FOR_REFLECTORS and (columns > _MOST_FOR_Q or not deep)
 
 
 def factor_and_solve_without_q(
