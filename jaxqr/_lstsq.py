@@ -399,12 +399,12 @@ def _solved(
     if not by_q and b.shape[-1] <= columns:
         size = units_of_columns(b_)
         factors = constant(least_squares.factor_and_solve_without_q, a, divided(b, size), ridge)
-        root, d, reflectors, x = factors
-        x = x * size
+        root, d, reflectors, measured = factors
+        x = divided(measured, d) * size
         system = System(a, ridge, None, root, d, reflectors)
         r = b_ - matmul(a_, x)
         spanned = rules.spans(lax.stop_gradient(system))
-        solution = (r if spanned is None else jnp.where(spanned, 0, r)), x * d
+        solution = (r if spanned is None else jnp.where(spanned, 0, r)), measured * size
     else:
         root, d, q = constant(least_squares.factor, a, ridge, rcond)
         system = System(a, ridge, lax.stop_gradient(rcond), root, d, q if keep_q else None)

@@ -37,12 +37,11 @@ def factor(a: Array, ridge: Array | None, rcond: Array | None) -> Factors:
 
 
 def _full_rank(a: Array, ridge: Array | None) -> Factors:
-    if ridge is None:
-        q, u = _forward.qr(a, "reduced", "auto")
-    else:
-        q, u = _forward.qr(_with_ridge(a, ridge), "reduced", "auto")
+    factored = a if ridge is None else _with_ridge(a, ridge)
+    q, u = _forward.qr(factored, "reduced", "auto")
+    if ridge is not None:
         q = _beside(a, ridge, q)
-    return Factors(*_in_units(u), q)
+    return Factors(*_in_units(u, factored), q)
 
 
 def factor_for_few_products(a: Array) -> Factors:
@@ -52,13 +51,13 @@ def factor_for_few_products(a: Array) -> Factors:
     if columns < _LEAST_FOR_REFLECTORS or (deep and columns <= _MOST_FOR_Q):
         return factor(a, None, None)
     u, q = batch_aware(_reflectors)(a)
-    return Factors(*_in_units(u), q)
+    return Factors(*_in_units(u, a), q)
 
 
 def factor_and_solve_without_q(
     a: Array, b: Array, ridge: Array | None
 ) -> tuple[Root, Array, Reflectors | None, Array]:
-    """The root, d, and x, for a (..., m, n) with m >= n and b (..., m, nrhs).
+    """The root, d, and D x, for a (..., m, n) with m >= n and b (..., m, nrhs).
 
     Of square a also the reflectors of Q: they have room where U has zeros.
     """
@@ -68,8 +67,8 @@ def factor_and_solve_without_q(
     elif a.shape[-2] == a.shape[-1]:
         reduce = _reduce_square
     (u, q), c = over_columns(batch_aware(reduce), shared=True)(a, b)
-    root, d = _in_units(u)
-    return root, d, q, over_matrices(solve_left)(u, c)
+    root, d = _in_units(u, a)
+    return root, d, q, over_matrices(solve_left)(*root, c)
 
 
 def determinant(
@@ -91,12 +90,16 @@ def determinant(
     on_diagonal = diagonal(u)
     sign = jnp.prod(jnp.sign(on_diagonal), axis=-1)
     sign = sign * det(q) if isinstance(q, Reflectors) else jnp.abs(sign).astype(a.dtype)
-    return *_in_units(u), q, sign, jnp.sum(jnp.log(jnp.abs(on_diagonal)), axis=-1)
+    return *_in_units(u, a), q, sign, jnp.sum(jnp.log(jnp.abs(on_diagonal)), axis=-1)
 
 
-def _in_units(u: Array) -> tuple[Root, Array]:
-    """U D^-1, and D: the units of U's columns, which are those of A's."""
-    d = _units(jnp.max(magnitudes(u), axis=-2)[..., None]).astype(u.dtype)
+def _in_units(u: Array, a: Array) -> tuple[Root, Array]:
+    """U D^-1, and D: the units of A's columns. They are as long as U's, and U is smaller.
+
+    Where it is not, A is read: LAPACK leaves U by columns, which would be copied for it.
+    """
+    like = a if a.shape == u.shape else u
+    d = _units(jnp.max(magnitudes(like), axis=-2)[..., None]).astype(u.dtype)
     return (divided(u, d.mT),), d
 
 
