@@ -213,6 +213,16 @@ def test_broken_table_is_one_warning(text, file):
     assert tuning.crossovers() == {"cpu": SHIPPED}  # and not a second one
 
 
+@pytest.mark.parametrize(("platform", "shipped"), [("cpu", SHIPPED), ("cuda", NOTHING)])
+def test_what_a_table_does_not_say_is_as_shipped(platform, shipped, file):
+    """One of a release of jaxqr that had fewer crossovers goes on being read."""
+    table = json.loads(tuning.text([entry(SHIPPED, platform=platform)]))
+    table["entries"][0]["crossovers"] = {"least_width": 7}
+    file.write_text(json.dumps(table))
+    (read,) = load(file)
+    assert read.crossovers == dataclasses.replace(shipped, least_width=7)
+
+
 def test_file_that_the_environment_names_has_to_be_there(file):
     with pytest.warns(UserWarning, match="No such file"):
         assert tuning.crossovers() == {"cpu": SHIPPED}
