@@ -35,8 +35,9 @@ SUBSETS: dict[str, Callable[[Case], bool]] = {
         math.prod(case.shape[:-2]) >= 1000 and max(case.shape[-2:]) <= 8
     ),
     "deep, m ≥ 50 n": lambda case: len(case.shape) == 2 and case.shape[0] >= 50 * case.shape[1],
+    "square and wide, m ≤ n": lambda case: case.shape[-2] <= case.shape[-1],
 }
-ALL, SMALL, DEEP = SUBSETS
+ALL, SMALL, DEEP, *_ = SUBSETS
 
 # Operation, work, subset, rival: the factor that the project aims at. Printed, never asserted.
 GOALS = {
@@ -155,12 +156,11 @@ def _summary(suite: Suite, result: Result, metric: str) -> str:
     rivals = [name for name in names(suite, result) if name != suite.base]
     lines = []
     for op, work, dtype in _kinds(result):
+        of_kind = [row for row in result.rows if _kind(row) == (op, work, dtype)]
         for subset, belongs in SUBSETS.items():
-            if subset != ALL and metric != SECONDS:
+            rows = [row for row in of_kind if belongs(row.case)]
+            if subset != ALL and (metric != SECONDS or len(rows) == len(of_kind)):
                 continue
-            rows = [
-                row for row in result.rows if _kind(row) == (op, work, dtype) and belongs(row.case)
-            ]
             cells = [_mean_cell(rows, rival, suite.base, metric) for rival in rivals]
             if any(cells):
                 goals = ((rival, GOALS.get((op, work, subset, rival))) for rival in rivals)
