@@ -100,8 +100,19 @@ def _refusal(dtype: Any) -> str | None:
     return None
 
 
-def level(caller: str, name: str, value: ArrayLike, *, most: float = np.inf) -> Array:
-    """A real number that is in 0..most, as far as can be told when it is traced."""
+def level(
+    caller: str,
+    name: str,
+    value: ArrayLike,
+    *,
+    most: float = np.inf,
+    number: bool = False,
+    positive: bool = False,
+) -> Array:
+    """A real number that is in 0..most, as far as can be told when it is traced.
+
+    With ``number`` it is not NaN, and with ``positive`` neither that nor 0.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         value = math.inf if value > sys.float_info.max else float(value)
     array = as_array(caller, name, value)
@@ -110,6 +121,10 @@ def level(caller: str, name: str, value: ArrayLike, *, most: float = np.inf) -> 
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
     if not traced and (np.asarray(value) < 0).any():
         raise ValueError(f"{caller} expects {name} not to be negative. Got {value}.")
+    if not traced and number and np.isnan(np.asarray(value)).any():
+        raise ValueError(f"{caller} expects {name} to be a number. Got {value}.")
+    if not traced and positive and not (np.asarray(value) > 0).all():
+        raise ValueError(f"{caller} expects {name} to be positive. Got {value}.")
     if not traced and most < np.inf and not (np.asarray(value) <= most).all():
         raise ValueError(f"{caller} expects {name} to be in 0..{most}. Got {value}.")
     return array

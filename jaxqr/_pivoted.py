@@ -23,7 +23,7 @@ from jaxqr._arguments import (
     require_rank,
     result_dtype,
 )
-from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, differentiated
+from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, differentiated, varying_alike
 from jaxqr._forward import pivoting
 from jaxqr._forward.pivoting import take_columns
 from jaxqr._linalg.batching import over_leading_axes, over_matrices
@@ -198,9 +198,10 @@ def pivoted_qr(
     Raises:
         ValueError: a has fewer than two axes; an unknown mode or method; rank outside
             1..min(m, n); rank together with mode "complete"; temperature without key or key
-            without temperature; a temperature that is no scalar, or known to be negative.
-        TypeError: a is not an array of numbers; rank is not an integer; temperature is complex; an
-            option is not of its type.
+            without temperature; a temperature that is no scalar, or known to be negative or NaN;
+            several keys.
+        TypeError: a is not an array of numbers; rank is not an integer; temperature is complex;
+            key is none of jax.random; an option is not of its type.
 
     The derivative is that of :func:`jaxqr.qr` at A[:, p] with p held fixed (Roberts and Roberts,
     arXiv:2009.10071, eqs. 3, 9, 10, 21, 26). It exists where A has full rank, or at least rank k;
@@ -287,11 +288,17 @@ def _noise(a: Array, k: int, temperature: Any, key: Any) -> Array | None:
             "pivoted_qr expects temperature and key together, for random pivots. Got "
             f"{given} without {missing}."
         )
-    heat = level("pivoted_qr", "temperature", temperature)
+    heat = level("pivoted_qr", "temperature", temperature, number=True)
     if heat.ndim:
         raise ValueError(f"pivoted_qr expects temperature to be a scalar. Got shape {heat.shape}.")
     real = jnp.finfo(compute_dtype(a.dtype)).dtype
-    gumbel = jax.random.gumbel(key, (*a.shape[:-2], k, a.shape[-1]), real)
+    try:
+        gumbel = jax.random.gumbel(key, (*a.shape[:-2], k, a.shape[-1]), real)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f"pivoted_qr expects key to be one key of jax.random, as jax.random.key(0) is. {error}"
+        ) from None
     return lax.stop_gradient(heat.astype(real) * gumbel)
 
 
@@ -311,6 +318,7 @@ def _factors(
         *factors, p = differentiated(rule, forward_mode)(a.astype(scalar))
     else:
         rule = RandomlyPivotedQR(mode, k, positive_diagonal)
-        *factors, p = differentiated(rule, forward_mode)(a.astype(scalar), noise)
+        args = varying_alike([a.astype(scalar), noise])
+        *factors, p = differentiated(rule, forward_mode)(*args)
     dtype = result_dtype(a.dtype)
     return *(x.astype(dtype) for x in factors), p

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxqr._arguments import as_matrices, compute_dtype, is_number_zero, level
+from jaxqr._arguments import as_matrices, by_name, compute_dtype, level
 from jaxqr._linalg.reflectors import abs2
 from jaxqr._linalg.scaling import magnitudes, unit
 
 
+@by_name
 def log_probability(
     r: ArrayLike, temperature: ArrayLike, *, residual: ArrayLike | None = None
 ) -> Array:
@@ -32,7 +33,7 @@ def log_probability(
 
     Raises:
         ValueError: r or residual has fewer than two axes; they do not match; the temperature has
-            another shape than (...,), or is known to be negative or zero.
+            another shape than (...,), or is known not to be positive.
         TypeError: an argument is not an array of numbers; the temperature is complex.
 
     A function of A, through R and the residual, with the permutation p held fixed: that is what
@@ -57,7 +58,7 @@ def log_probability(
     0.1667
     """
     r = as_matrices("log_probability", "r", r)
-    heat = level("log_probability", "temperature", temperature)
+    heat = level("log_probability", "temperature", temperature, positive=True)
     rest = None if residual is None else as_matrices("log_probability", "residual", residual)
     if rest is not None and (*rest.shape[:-2], rest.shape[-1]) != (*r.shape[:-2], r.shape[-1]):
         raise ValueError(
@@ -68,10 +69,6 @@ def log_probability(
         raise ValueError(
             "log_probability expects temperature to be a scalar, or one for each matrix of the "
             f"batch. Got shape {heat.shape}, for r of shape {r.shape}."
-        )
-    if is_number_zero(temperature):
-        raise ValueError(
-            "log_probability expects temperature to be positive: at 0 pivots are not random. Got 0."
         )
     out: Array = _log_probability(r[..., : min(r.shape[-2:]), :], heat, rest)
     return out

@@ -11,7 +11,7 @@ from jax import Array
 from jax.experimental import checkify
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxqr._arguments import as_matrices, compute_dtype, one_of
+from jaxqr._arguments import as_matrices, by_name, compute_dtype, flags, one_of
 from jaxqr._autodiff import (
     Arrays,
     MaybeArrays,
@@ -43,6 +43,7 @@ class SchurResult(NamedTuple):
     z: Array
 
 
+@by_name
 def qz(
     a: ArrayLike,
     b: ArrayLike,
@@ -81,7 +82,7 @@ def qz(
     Raises:
         ValueError: a or b is not square, or they do not match; an unknown ``sort``; check_gauge
             together with forward_mode.
-        TypeError: an argument is not an array of numbers.
+        TypeError: an argument is not an array of numbers; an option is not True or False.
 
     The derivative solves one generalized Sylvester equation of the pencil with itself, of which
     the pullback solves the adjoint: some 10 n^3 complex operations, beside the some 70 n^3 of the
@@ -113,13 +114,20 @@ def qz(
     """
     a, b = as_matrices("qz", "a", a), as_matrices("qz", "b", b)
     _check_pencil(a, b)
-    _check_options("qz", sort, forward_mode, check_gauge)
+    _check_options(
+        "qz",
+        sort,
+        forward_mode=forward_mode,
+        check_distinct=check_distinct,
+        check_gauge=check_gauge,
+    )
     factors = Factors(*_qz(a, b, sort=sort, forward_mode=forward_mode, check_gauge=check_gauge))
     if check_distinct:
         _check_distinct("qz", factors)
     return QZResult(*factors)
 
 
+@by_name
 def schur(
     a: ArrayLike,
     *,
@@ -144,7 +152,7 @@ def schur(
 
     Raises:
         ValueError: a is not square; an unknown ``sort``; check_gauge together with forward_mode.
-        TypeError: a is not an array of numbers.
+        TypeError: a is not an array of numbers; an option is not True or False.
 
     It is :func:`jaxqr.qz` of the pencil (A, I), and so is the derivative, with what is said there
     of its existence, its accuracy and the phases Z C, C^H S C that a loss may not see. The
@@ -163,7 +171,13 @@ def schur(
     a = as_matrices("schur", "a", a)
     if a.shape[-2] != a.shape[-1]:
         raise ValueError(f"schur expects a to be square, (..., n, n). Got shape {a.shape}.")
-    _check_options("schur", sort, forward_mode, check_gauge)
+    _check_options(
+        "schur",
+        sort,
+        forward_mode=forward_mode,
+        check_distinct=check_distinct,
+        check_gauge=check_gauge,
+    )
     s, z = _schur(a, sort=sort, forward_mode=forward_mode, check_gauge=check_gauge)
     if check_distinct:
         _check_distinct("schur", of_schur(s, z))
@@ -188,10 +202,11 @@ def _check_pencil(a: Array, b: Array) -> None:
         ) from None
 
 
-def _check_options(caller: str, sort: str | None, forward_mode: bool, check_gauge: bool) -> None:
+def _check_options(caller: str, sort: str | None, **options: bool) -> None:
     if sort is not None:
         one_of(caller, "sort", sort, forward.SORTS)
-    if check_gauge and forward_mode:
+    flags(caller, **options)
+    if options["check_gauge"] and options["forward_mode"]:
         raise ValueError(
             f"{caller} expects check_gauge, which checks cotangents, without forward_mode. Got "
             "both; leave out one of them."

@@ -261,6 +261,46 @@ def test_lstsq_as_on_one_device(devices, shape, nrhs, dtype, cond, ridge, option
 
 
 @pytest.mark.parametrize("forward_mode", [False, True])
+def test_lstsq_with_ridges_of_any_size(forward_mode):
+    """Also beyond A's own, where the rows of A are the small ones; each has its own accuracy."""
+    a, b = jnp.asarray(matrix((9, 4))), jnp.asarray(gaussian((9,)))
+
+    def with_gradients(solve):
+        def loss(a, b, ridge):
+            x = solve(a, b, ridge)
+            return jnp.sum(jnp.arange(1.0, 5.0) * x), x
+
+        return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))
+
+    def sharded(a, b, ridge):
+        options = {"forward_mode": forward_mode}
+        return distributed.sharded_lstsq(a, b, mesh_of((3,)), "rows", ridge, **options)
+
+    def single(a, b, ridge):
+        return jaxqr.lstsq(a, b, ridge=ridge)
+
+    ours, theirs = map(with_gradients, (sharded, single))
+    for ridge in map(jnp.asarray, (1e-6, 1.0, 1e8, 1e20, 1e100)):
+        assert_close(ours(a, b, ridge), theirs(a, b, ridge), tolerance("float64", a.shape))
+
+
+@pytest.mark.parametrize("forward_mode", [False, True])
+def test_lstsq_of_columns_far_apart_beside_a_ridge(forward_mode):
+    """Each has a unit of its own: b-bar is within the range, and so is what it is made of."""
+    sizes = np.array([1, 1e-21], "float32")
+    a, b = gaussian((6, 2), "float32"), jnp.asarray(gaussian((6,), "float32"))
+
+    def second(b, ridge):
+        options = {"forward_mode": forward_mode}
+        scaled = jnp.asarray(a * sizes)
+        return distributed.sharded_lstsq(scaled, b, mesh_of((2,)), "rows", ridge, **options)[1]
+
+    b_bar = jax.jit(jax.grad(second))(b, jnp.float32(0))
+    expected = np.linalg.pinv(a.astype("float64"))[1] / sizes[1]
+    assert_close(b_bar.astype("float64"), expected, tolerance("float32", a.shape))
+
+
+@pytest.mark.parametrize("forward_mode", [False, True])
 @pytest.mark.parametrize("ridge", [None, 0.5])
 def test_lstsq_at_every_scale(ridge, forward_mode):
     """A power of two changes no digit of x or of its gradients; an infinite ridge leaves zeros."""

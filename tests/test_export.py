@@ -57,6 +57,23 @@ def test_batch_axes_of_any_size(name):
         assert len(exported(name, export.symbolic_shape(shape)).in_avals) == 1
 
 
+@pytest.mark.parametrize("name", ["qr", "qr, r", "qr_multiply", "pivoted_qr", "lstsq"])
+def test_rows_of_any_number(name):
+    """Of a few columns: what is chosen by size is what serves every size."""
+    run = exported(name, export.symbolic_shape("m, 3", constraints=["m >= 4"]))
+    for m in (4, 300):
+        a = jnp.asarray(matrix((m, 3)))
+        assert_close(run.call(a), value_and_gradient(name)(a), tolerance(a.dtype, a.shape, c=64))
+
+
+@pytest.mark.parametrize("name", ["qr", "qr, complete", "qr, r", "ql"])
+def test_rows_and_columns_of_any_number(name):
+    shape = export.symbolic_shape("m, n", constraints=["m >= n"])
+    run = export.export(jax.jit(FUNCTIONS[name]))(jax.ShapeDtypeStruct(shape, "float64"))
+    a = jnp.asarray(matrix((40, 20)))
+    assert_close(run.call(a), FUNCTIONS[name](a), tolerance(a.dtype, a.shape, c=64))
+
+
 @pytest.mark.parametrize("name", ["qr", "qr, r", "rq", "pivoted_qr, rank", "lstsq, rcond"])
 def test_what_is_exported_is_what_it_is_at_home(name):
     run = exported(name, export.symbolic_shape("b, 3, 4"), "complex128")

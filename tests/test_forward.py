@@ -227,3 +227,30 @@ def test_few_pivots_do_not_wait_for_all_of_them():
     found = jax.jit(jax.grad(lambda a: projected(jaxqr.pivoted_qr(a, rank=6)[0])))(a)
     expected = jax.grad(lambda a: projected(jnp.linalg.qr(a[:, p[:6]])[0]))(a)
     assert norm(found - expected) <= tolerance("float64", a.shape, 10.0) * norm(expected)
+
+
+ENDS = {"float32": (2e-35, 1e36), "float64": (1e-299, 1e306), "complex64": (2e-35, 1e36)}
+
+
+@pytest.mark.parametrize("dtype", ENDS)
+@pytest.mark.parametrize("shape", [(9, 5), (130, 128), (5, 9), (3, 40, 20)], ids=str)
+def test_ends_of_the_range(shape, dtype):
+    """There LAPACK loses digits, in XLA's threads; not here, by itself or before a derivative."""
+    plain = gaussian(shape, dtype)
+    # No element may be subnormal, for XLA takes those for zero.
+    plain = np.where(np.abs(plain) < 0.1, plain.dtype.type(0.1), plain)
+    tol = tolerance(dtype, shape, cond=1)
+    for size in map(plain.real.dtype.type, ENDS[dtype]):
+        a = jnp.asarray(plain * size)
+        (q, r), _ = jax.vjp(jaxqr.qr, a)
+        for factors in ((q, r), jaxqr.qr(a, method="householder")):
+            check_in_units(a, *factors, size, tol)
+        alone = np.asarray(jaxqr.qr(a, mode="r", method="householder")) / size
+        of_both = np.asarray(r) / size
+        assert norm(np.abs(alone) - np.abs(of_both)) <= 8 * tol * norm(of_both)
+        *factors, p = jaxqr.pivoted_qr(a)
+        check_in_units(jnp.take_along_axis(a, p[..., None, :], axis=-1), *factors, size, tol)
+
+
+def check_in_units(b, q, r, size, tol):
+    check_qr(np.asarray(b) / size, np.asarray(q), np.asarray(r) / size, tol)

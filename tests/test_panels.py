@@ -90,13 +90,13 @@ def test_no_thread_of_lapack_wakes(shape):
     calls = lapack_calls(value_and_gradient, shape)
     of_panels = [x for x in calls if x[0] in ("geqrf", "orgqr")]
     assert of_panels
-    assert all(np.prod(x[1]) <= 8192 for x in of_panels)
+    assert all(np.prod(x[1][-2:]) <= 8192 for x in of_panels)
     assert all(np.prod(x[1]) < 1024 for x in calls if x not in of_panels)
 
 
 def test_no_thread_wakes_for_r_alone_but_where_columns_are_dependent():
     calls = lapack_calls(functools.partial(value_and_gradient, mode="r"), (300, 300))
-    assert all(np.prod(x[1]) <= 8192 for x in calls if x[0] != "ormqr")
+    assert all(np.prod(x[1][-2:]) <= 8192 for x in calls if x[0] != "ormqr")
 
 
 def test_where_no_derivative_follows_lapack_factors_all_of_it():

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from numerics import (
     assert_close,
     central_difference,
@@ -240,6 +242,34 @@ def test_transformations():
     assert jaxqr.log_probability(empty[1], 1.0) == 0
 
 
+@pytest.mark.parametrize("options", [{}, {"rank": 2}, {"mode": "r"}], ids=str)
+def test_each_device_draws_its_own(options):
+    """Of one matrix that all have: what varies over devices is the key."""
+    a = jnp.asarray(gaussian((5, 4)))
+    keys = jax.random.split(jax.random.key(0), 2)
+
+    def drawn(a, keys):
+        *_, r, p = jaxqr.pivoted_qr(a, temperature=1.0, key=keys[0], **options)
+        return r[None], p[None]
+
+    mesh = Mesh(np.array(jax.devices("cpu")[:2]), ("i",))
+    over_devices = jax.shard_map(drawn, mesh=mesh, in_specs=(P(), P("i")), out_specs=P("i"))
+
+    def one_by_one(a, keys):
+        return tuple(map(jnp.concatenate, zip(*(drawn(a, key[None]) for key in keys), strict=True)))
+
+    def with_gradient(f):
+        def loss(a, keys):
+            r, p = f(a, keys)
+            return jnp.sum(jnp.sin(r)), (r, p)
+
+        return jax.jit(jax.grad(loss, has_aux=True))(a, keys)
+
+    assert_close(
+        with_gradient(over_devices), with_gradient(one_by_one), tolerance(a.dtype, a.shape)
+    )
+
+
 def test_arguments():
     a, key = jnp.eye(3), jax.random.key(0)
     with pytest.raises(ValueError, match=r"together.*temperature without key"):
@@ -252,8 +282,19 @@ def test_arguments():
         jaxqr.pivoted_qr(a, temperature=jnp.ones(3), key=key)
     with pytest.raises(TypeError, match="temperature to be real"):
         jaxqr.pivoted_qr(a, temperature=1j, key=key)
-    with pytest.raises(ValueError, match="temperature to be positive"):
-        jaxqr.log_probability(a, 0)
+    with pytest.raises(ValueError, match="temperature to be a number"):
+        jaxqr.pivoted_qr(a, temperature=jnp.nan, key=key)
+    with pytest.raises(TypeError, match=r"pivoted_qr expects key to be one key of jax\.random"):
+        jaxqr.pivoted_qr(a, temperature=1.0, key=0)
+    with pytest.raises(ValueError, match=r"pivoted_qr expects key to be one key of jax\.random"):
+        jaxqr.pivoted_qr(a, temperature=1.0, key=jax.random.split(key))
+    for cold in (0, jnp.zeros(()), np.array(0.0), jnp.nan):
+        with pytest.raises(ValueError, match="temperature to be positive"):
+            jaxqr.log_probability(a, cold)
+    with pytest.raises(
+        TypeError, match=r"by name, as in log_probability\(r, temperature, residual="
+    ):
+        jaxqr.log_probability(a, 1.0, a)
     with pytest.raises(ValueError, match=r"residual to be \(..., m, n\)"):
         jaxqr.log_probability(a, 1.0, residual=jnp.eye(4))
     with pytest.raises(ValueError, match="one for each matrix of the batch"):

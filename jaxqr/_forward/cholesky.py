@@ -21,7 +21,7 @@ from jax import Array, lax
 
 from jaxqr._forward import householder
 from jaxqr._linalg.algebra import adjoint_matmul, diagonal, materialized, matmul, project
-from jaxqr._linalg.batching import over_leading_axes
+from jaxqr._linalg.batching import are_known, over_leading_axes
 from jaxqr._linalg.blocked import LONE, Inverted, lower_of_adjoint_product, lower_sum
 from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.phases import with_positive_diagonal
@@ -41,9 +41,9 @@ def suits(c: Crossovers, a: Array, mode: str) -> bool:
         "reduced": (c.least_columns, c.most_columns),
         "r": (c.least_columns_of_r, c.most_columns_of_r),
     }
-    if mode not in columns:
-        return False
     m, n = a.shape[-2:]
+    if mode not in columns or not are_known(m, n):
+        return False
     least, most = columns[mode]
     if jnp.iscomplexobj(a):
         most = c.most_columns_of_complex

@@ -3,6 +3,8 @@
 JAX's functions are bound here by name, once: a program may set ``jnp.linalg.qr = jaxqr.qr``.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.numpy.linalg import qr as jax_qr
@@ -10,27 +12,32 @@ from jax.numpy.linalg import qr as jax_qr
 from jaxqr._linalg.batching import over_matrices
 from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._linalg.reflectors import Reflectors, adjoint_times
+from jaxqr._linalg.scaling import divided, units_at_the_ends
 
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:
     """(q, r), or (r,) in mode "r", of a (..., m, n)."""
-    result = jax_qr(a, mode=mode)
-    factors = (result,) if mode == "r" else tuple(result)
-    return real_diagonal(*factors)
+    units = units_at_the_ends(a)
+    result: Any = jax_qr(divided(a, units), mode=mode)
+    *q, r = (result,) if mode == "r" else result
+    return real_diagonal(*q, r * units)
 
 
 def reflectors_of(a: Array) -> tuple[Array, Reflectors]:
     """R (..., k, n) as LAPACK leaves it, and the reflectors of a (..., m, n)."""
-    transposed, taus = jax_qr(a, mode="raw")
+    units = units_at_the_ends(a)
+    transposed, taus = jax_qr(divided(a, units), mode="raw")
     k = min(a.shape[-2:])
     stored = transposed.mT
-    return jnp.triu(stored[..., :k, :]), Reflectors(stored[..., :k], taus[..., None, :])
+    return jnp.triu(stored[..., :k, :]) * units, Reflectors(stored[..., :k], taus[..., None, :])
 
 
 def triangle_and_product(a: Array, b: Array) -> tuple[Array, Array]:
     """U and the first n rows of Q^H B without Q, for a (..., m, n), m >= n, and b (..., m, p)."""
     u, q = reflectors_of(a)
-    return u, over_matrices(adjoint_times)(q, b)[..., : u.shape[-2], :]
+    units = units_at_the_ends(b)
+    product = over_matrices(adjoint_times)(q, divided(b, units))
+    return u, product[..., : u.shape[-2], :] * units
 
 
 def real_diagonal(*factors: Array) -> tuple[Array, ...]:

@@ -14,6 +14,7 @@ from jaxqr._linalg.augmented import Root
 from jaxqr._linalg.batching import batch_aware, over_columns, over_matrices, suits
 from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.reflectors import Reflectors, adjoint_times, det
+from jaxqr._linalg.ridge import beside, with_ridge, with_zeros
 from jaxqr._linalg.scaling import divided, magnitudes, unit
 from jaxqr._linalg.tuning import by_platform
 
@@ -37,10 +38,10 @@ def factor(a: Array, ridge: Array | None, rcond: Array | None) -> Factors:
 
 
 def _full_rank(a: Array, ridge: Array | None) -> Factors:
-    factored = a if ridge is None else _with_ridge(a, ridge)
+    factored = a if ridge is None else with_ridge(a, ridge)
     q, u = _forward.qr(factored, "reduced", "auto")
     if ridge is not None:
-        q = _beside(a, ridge, q)
+        q = beside(a, ridge, q)
     return Factors(*_in_units(u, factored), q)
 
 
@@ -63,7 +64,7 @@ def factor_and_solve_without_q(
     """
     reduce = _reduce
     if ridge is not None:
-        a, b = _with_ridge(a, ridge), _with_zeros(a, b, ridge)
+        a, b = with_ridge(a, ridge), with_zeros(a, b, ridge)
     elif a.shape[-2] == a.shape[-1]:
         reduce = _reduce_square
     (u, q), c = over_columns(batch_aware(reduce), shared=True)(a, b)
@@ -106,40 +107,6 @@ def _in_units(u: Array, a: Array) -> tuple[Root, Array]:
 def _units(largest: Array) -> Array:
     """Not a number where a number is not finite: neither is what is made of it, then."""
     return jnp.where(largest < jnp.inf, unit(largest), jnp.nan)
-
-
-# With a ridge, A stands above sqrt(ridge) I, or below where that is larger: elimination is accurate
-# row by row if large rows come first (M. J. D. Powell and J. K. Reid, "On applying Householder
-# transformations to linear least squares problems", 1968).
-
-
-def _ridge_first(a: Array, ridge: Array) -> Array:
-    return jnp.sqrt(ridge) > jnp.max(magnitudes(a), axis=(-2, -1), keepdims=True)
-
-
-def _with_ridge(a: Array, ridge: Array) -> Array:
-    """A with sqrt(ridge) I, for a (..., m, n) and ridge (..., 1, 1)."""
-    identity = jnp.eye(a.shape[-1], dtype=a.dtype)
-    rows = jnp.sqrt(ridge).astype(a.dtype) * jnp.broadcast_to(
-        identity, (*a.shape[:-2], *identity.shape)
-    )
-    return _stacked(a, rows, _ridge_first(a, ridge))
-
-
-def _with_zeros(a: Array, b: Array, ridge: Array) -> Array:
-    """B with the zeros that stand beside sqrt(ridge) I."""
-    zeros = jnp.zeros((*b.shape[:-2], a.shape[-1], b.shape[-1]), b.dtype)
-    return _stacked(b, zeros, _ridge_first(a, ridge))
-
-
-def _stacked(x: Array, y: Array, y_first: Array) -> Array:
-    return jnp.where(y_first, jnp.concatenate([y, x], axis=-2), jnp.concatenate([x, y], axis=-2))
-
-
-def _beside(a: Array, ridge: Array, x: Array) -> Array:
-    """The rows of X that stand beside A."""
-    m = a.shape[-2]
-    return jnp.where(_ridge_first(a, ridge), x[..., -m:, :], x[..., :m, :])
 
 
 Reduced = tuple[tuple[Array, Reflectors | None], Array]

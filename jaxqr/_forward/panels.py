@@ -14,19 +14,21 @@ the loop finds it again, its first column in front and zeros behind, so that all
 What is right of a group is turned once, when all of the group is known.
 """
 
-import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.numpy.linalg import qr as jax_qr
 
 from jaxqr._linalg.algebra import diagonal, materialized, matmul, solve_left
-from jaxqr._linalg.batching import over_leading_axes
+from jaxqr._linalg.batching import are_known, over_leading_axes
+from jaxqr._linalg.blocked import LAPACK_TAKES_BATCHES
 from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.layouts import by_rows
 from jaxqr._linalg.reflectors import Reflectors
+from jaxqr._linalg.scaling import divided, units_at_the_ends
 
 _ASLEEP = 8192  # elements that LAPACK factors in the thread that calls
 _MOST_COLUMNS = 31  # of a panel: a triangle of 32 it solves with by threads
@@ -49,11 +51,14 @@ class Turn(NamedTuple):
 Step = tuple[Array, Turn]
 """Of w columns: those of R^T from the diagonal on, (n, w), and how the rest was turned."""
 
+Known = tuple[Array, Array, Array]
+"""What there is still to factor, and R^T and V^T as far as they are known."""
+
 
 def suits(c: Crossovers, a: Array, mode: str) -> bool:
     """Whether a (..., m, n), or its leading block, is real, large, and not too deep; and alone."""
     *batch, m, n = a.shape
-    is_alone = all(isinstance(d, int) and d == 1 for d in batch)  # not symbolic, for jax.export
+    is_alone = are_known(*a.shape) and all(d == 1 for d in batch)
     if not is_alone or jnp.iscomplexobj(a):
         return False
     has_room = m <= n if mode == "complete" else m >= n or mode == "reduced"
@@ -65,8 +70,9 @@ def qr(a: Array, mode: str) -> tuple[Array, ...]:
     """(q, r), or (r,) in mode "r", of a real a (..., m, n), m >= n; m = n in mode "complete"."""
 
     def factors(a: Array) -> tuple[Array, ...]:
-        (m, n), steps = a.shape, _factored(a)
-        r = _triangle(steps)[:n, :n].T
+        (m, n), units = a.shape, units_at_the_ends(a)
+        steps = _factored(divided(a, units))
+        r = _triangle(steps)[:n, :n].T * units
         return (r,) if mode == "r" else (_q(steps, m - n)[:m, :n], r)
 
     out: tuple[Array, ...] = over_leading_axes(factors)(a)
@@ -77,9 +83,10 @@ def reflectors_of(a: Array) -> tuple[Array, Reflectors]:
     """R (..., n, n) and the reflectors of a real a (..., m, n), m >= n."""
 
     def factors(a: Array) -> tuple[Array, ...]:
-        (m, n), steps = a.shape, _factored(a)
+        (m, n), units = a.shape, units_at_the_ends(a)
+        steps = _factored(divided(a, units))
         taus = jnp.concatenate([diagonal(turn.t) for _, turn in steps])
-        return _triangle(steps)[:n, :n].T, _reflectors(steps)[:n, :m].T, taus[None, :n]
+        return _triangle(steps)[:n, :n].T * units, _reflectors(steps)[:n, :m].T, taus[None, :n]
 
     r, v, taus = over_leading_axes(factors)(a)
     return r, Reflectors(v, taus)
@@ -123,22 +130,41 @@ def _by_parts(x: Array, count: int, factor: Callable[[Array], Step]) -> Step:
     """R^T (w, w) of x (w, m), and the turn, by so many parts of its rows, all alike."""
     if count == 1:
         return factor(x)
-    w, b = len(x), len(x) // count
+    (w, m), b = x.shape, len(x) // count
 
-    def step(x: Array, _: None) -> tuple[Array, Step]:
+    def step(known: Known, begin: Array) -> tuple[Known, Array]:
+        x, rt, vt = known
         first, turn = factor(x[:b])
         rest = x[b:] - turn.change(x[b:])
-        left = jnp.pad(rest[:, b:], [(0, b), (0, b)])
-        return left, (jnp.concatenate([first, rest[:, :b]]), turn)
+        columns = jnp.concatenate([first, rest[:, :b]])
+        rt, vt = (
+            lax.dynamic_update_slice(whole, part, (begin, begin))
+            for whole, part in ((rt, columns), (vt, turn.vt))
+        )
+        return (jnp.pad(rest[:, b:], [(0, b), (0, b)]), rt, vt), turn.t
 
-    _, (firsts, turns) = lax.scan(step, x, None, length=count)
-    steps = [(firsts[i], Turn(turns.vt[i], turns.t[i])) for i in range(count)]
-    vt, t = _reflectors(steps), turns.t[0]
-    products = matmul(vt, vt.T)
-    for j, after in zip(range(b, w, b), turns.t[1:], strict=True):
-        beside = -matmul(t, matmul(products[:j, j : j + b], after))
-        t = jnp.block([[t, beside], [jnp.zeros_like(beside.T), after]])
-    return _triangle(steps), Turn(vt, t)
+    # The last part has as much room as the first; what is beyond x is zero.
+    zero = jnp.zeros_like(x)
+    start = x, jnp.pad(zero[:, :w], [(0, w - b), (0, 0)]), jnp.pad(zero, [(0, 0), (0, w - b)])
+    (_, rt, vt), ts = lax.scan(step, start, jnp.asarray(b * np.arange(count)))
+    vt = vt[:, :m]
+    return rt[:w], Turn(vt, _together(vt, ts))
+
+
+def _together(vt: Array, ts: Array) -> Array:
+    """T (w, w) from V^T (w, m) and the triangles (count, b, b) of its parts.
+
+    T^-1 = D^-1 + S, where D is the parts' own and S is V^H V above it: T = D - D S T, which every
+    turn makes true of one part more, from the last one on.
+    """
+    count, b, _ = ts.shape
+    part = jnp.asarray(np.arange(count * b) // b)
+    above, same = part[:, None] < part[None], part[:, None] == part[None]
+    d = jnp.where(same, jnp.tile(ts.reshape(-1, b), count), 0)
+    t, ds = d, matmul(d, jnp.where(above, matmul(vt, vt.T), 0))
+    for _ in range(count - 1):
+        t = d - matmul(ds, t)
+    return t
 
 
 def _block(x: Array) -> Step:
@@ -150,17 +176,32 @@ def _panel(x: Array) -> Step:
     """R^T (b, b) of x (b, m), and the turn, by LAPACK."""
     b, m = x.shape
     pieces = _pieces(m, b)
-    cuts = [b + (m - b) * i // pieces for i in range(pieces + 1)] if pieces else [m]
-    below = [jax_qr(x[:, i:j].T) for i, j in itertools.pairwise(cuts)]
-    top = jnp.concatenate([x[:, : cuts[0]].T, *(c for _, c in below)])
-    stored, taus = jax_qr(top, mode="raw")
-    vt = jnp.triu(stored, 1) + jnp.eye(b, stored.shape[1], dtype=x.dtype)
+    if not pieces:
+        return _lapack(x)
+    rows = -(-(m - b) // pieces)
+    below = jnp.pad(x[:, b:], [(0, 0), (0, pieces * rows - (m - b))])
+    qs, cs = _each(jnp.swapaxes(below.reshape(b, pieces, rows), 0, 1).mT)
+    first, turn = _lapack(jnp.concatenate([x[:, :b], cs.reshape(-1, b).T], axis=1))
+    top, *others = jnp.split(turn.vt, pieces + 1, axis=1)
+    beneath = [matmul(v, q) for v, q in zip(others, by_rows(qs.mT), strict=True)]
+    return first, Turn(jnp.concatenate([top, *beneath], axis=1)[:, :m], turn.t)
+
+
+def _each(x: Array) -> tuple[Array, Array]:
+    """Q (pieces, rows, b) and R (pieces, b, b) of x (pieces, rows, b)."""
+    q, r = jax_qr(x) if LAPACK_TAKES_BATCHES else lax.map(jax_qr, x)
+    return q, r
+
+
+def _lapack(x: Array) -> Step:
+    """R^T (b, b) of x (b, m), and the turn, in one call."""
+    b, m = x.shape
+    stored, taus = jax_qr(x.T, mode="raw")
+    vt = jnp.triu(stored, 1) + jnp.eye(b, m, dtype=x.dtype)
     # T^-1 = D^-1 + S, S strictly upper of V^H V, as in :mod:`jaxqr._linalg.reflectors`.
     unit = jnp.eye(b, dtype=x.dtype) + jnp.triu(matmul(vt, vt.T), 1) * taus[None]
     t = taus[:, None] * solve_left(unit, jnp.eye(b, dtype=x.dtype))
-    first, *others = jnp.split(vt, [cuts[0] + b * i for i in range(pieces)], axis=1)
-    beneath = [matmul(v, q.T) for v, (q, _) in zip(others, below, strict=True)]
-    return jnp.tril(stored[:, :b]), Turn(jnp.concatenate([first, *beneath], axis=1), t)
+    return jnp.tril(stored[:, :b]), Turn(vt, t)
 
 
 def _q(steps: list[Step], deeper: int) -> Array:

@@ -15,10 +15,11 @@ from jax.lax.linalg import qr as jax_qr
 
 from jaxqr._forward import householder
 from jaxqr._linalg.algebra import materialized
+from jaxqr._linalg.batching import are_known
 from jaxqr._linalg.exporting import unless_exported
 from jaxqr._linalg.products import adjoint, matmul, project
 from jaxqr._linalg.reflectors import abs2, magnitude, reflector
-from jaxqr._linalg.scaling import divided, units_of_columns
+from jaxqr._linalg.scaling import divided, units_at_the_ends, units_of_columns
 
 # Up to which share of all pivots the first k are found by themselves, and in a matrix of how many
 # elements at least. How many times as fast as LAPACK on two cores, float32 | float64: 10 of
@@ -48,7 +49,7 @@ def pivoted_qr(a: Array, mode: str, k: int, noise: Array | None = None) -> tuple
         out: tuple[Array, ...] = _xla(a, mode, k, noise)
         return out
     m, n = a.shape[-2:]
-    if k <= _MOST_SHARE * min(m, n) and m * n >= _LEAST_SIZE:
+    if are_known(m, n) and k <= _MOST_SHARE * min(m, n) and m * n >= _LEAST_SIZE:
         out = _leading(a, mode, k)
         return out
     out = lax.platform_dependent(
@@ -65,7 +66,10 @@ def _like_columns(a: Array) -> tuple[int, ...]:
 
 def _lapack(a: Array, mode: str, k: int) -> tuple[Array, ...]:
     full = mode == "complete"
-    return _cut(jax_qr(a, pivoting=True, full_matrices=full), mode, k)
+    # One unit for a matrix: pivots are chosen among columns as they are.
+    unit = units_at_the_ends(a.reshape(*a.shape[:-2], -1, 1))
+    q, r, p = jax_qr(divided(a, unit), pivoting=True, full_matrices=full)
+    return _cut((q, r * unit, p), mode, k)
 
 
 def _like_lapack(a: Array, mode: str, k: int) -> tuple[Array, ...]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxqr._forward import householder
+from jaxqr._linalg.batching import are_known
 from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.products import adjoint_of_factor, matmul
 
@@ -17,6 +18,8 @@ from jaxqr._linalg.products import adjoint_of_factor, matmul
 def suits(c: Crossovers, a: Array) -> bool:
     """Whether a (..., m, n) is wide enough to gain, and real: complex products are slow."""
     m, n = a.shape[-2:]
+    if not are_known(m, n):
+        return False
     return n > m and n >= c.least_width * m and not jnp.iscomplexobj(a)
 
 

@@ -20,6 +20,11 @@ from jaxqr._linalg.layouts import by_rows, laid_out
 from jaxqr._linalg.tuning import by_platform
 
 
+def are_known(*sizes: Any) -> bool:
+    """Whether these are numbers: in ``jax.export`` some are symbols, which no crossover knows."""
+    return all(isinstance(d, int) for d in sizes)
+
+
 def suits(c: Crossovers, *arrays: Any, most_columns: float | None = None) -> bool:
     """Whether these arrays (..., rows, columns) are many small matrices, as far as is known.
 
@@ -27,7 +32,7 @@ def suits(c: Crossovers, *arrays: Any, most_columns: float | None = None) -> boo
     """
     most = c.most_unrolled_in_rules if most_columns is None else most_columns
     return all(
-        all(isinstance(d, int) for d in x.shape)  # not symbolic, as jax.export may have them
+        are_known(*x.shape)
         and math.prod(x.shape[:-2]) >= c.least_batch
         and max(x.shape[-2:]) <= c.most_rows
         and math.prod(x.shape[-2:]) * (2 if jnp.iscomplexobj(x) else 1) <= c.most_elements
@@ -241,7 +246,7 @@ def in_pieces(
 
 def _pieces(batch: tuple[int, ...], arrays: list[Any]) -> int:
     """How many of no more than a megabyte; the batch must be a multiple of it."""
-    if not all(isinstance(d, int) for x in arrays for d in x.shape):
+    if not are_known(*(d for x in arrays for d in x.shape)):
         return 1
     number, most = math.prod(batch), max(x.size for x in arrays)
     least = max(1, -(-most // _PIECE))

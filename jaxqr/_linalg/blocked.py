@@ -30,19 +30,19 @@ from jaxqr._linalg.algebra import (
     summand,
     total,
 )
-from jaxqr._linalg.batching import over_leading_axes, unless_any
+from jaxqr._linalg.batching import are_known, over_leading_axes, unless_any
 from jaxqr._linalg.scaling import any_extreme, column_units, divided, unit
 
 _BLOCK = 64, 128  # columns of a diagonal block: half of all, within these
 LONE = 96  # columns up to which LAPACK's Cholesky factorization leaves its threads asleep
 # Until jaxlib 0.11.1 a call for a batch waited for threads of the pool that it ran in: for ever,
 # once all were in such calls, of one device each.
-_LAPACK_TAKES_BATCHES = jaxlib.version.__version_info__ >= (0, 11, 1)
+LAPACK_TAKES_BATCHES = jaxlib.version.__version_info__ >= (0, 11, 1)
 # Real numbers on the right-hand side for which LAPACK's triangular solve wakes threads of its own.
-_AWAKE = 1024 if _LAPACK_TAKES_BATCHES else 1
+_AWAKE = 1024 if LAPACK_TAKES_BATCHES else 1
 # Columns of a complex U up to which it is faster all the same than products that are as slow as
 # XLA's complex ones.
-_MOST_FOR_THREADS = 100 if _LAPACK_TAKES_BATCHES else 0
+_MOST_FOR_THREADS = 100 if LAPACK_TAKES_BATCHES else 0
 _STRIP = 128  # columns up to which the triangle of a product is made in one piece, ...
 _MOST_STRIPS = 3  # ... and the most pieces
 _CACHED = 2**20  # elements of a factor up to which there are pieces
@@ -59,7 +59,7 @@ def lower_of_adjoint_product(x: Array, y: Array) -> list[Array]:
     Strips are copied for it, which does not pay where they are beyond the caches.
     """
     cuts, adjoint_x = _cuts(x.shape[1]), adjoint_of_factor(x, y)
-    if x.size > _CACHED:
+    if not are_known(x.shape[0]) or x.size > _CACHED:
         product = summand(adjoint_x, y)
         return [product[i:j, :j] for i, j in cuts]
     return [summand(adjoint_x[i:j], y[:, :j]) for i, j in cuts]
@@ -239,8 +239,9 @@ def sum_over_adjoint(p: Array | None, q: Array, s: Array, u: Array) -> Array:
     m, k = q.shape[:2]
     if p is None:
         return matmul(q, Inverted.of(u, rows=k).adjoint_right(s))
-    inverted = Inverted.of(u, rows=m)
-    if m >= 32 * k:
+    known = are_known(m)
+    inverted = Inverted.of(u, rows=m if known else math.inf)
+    if known and m >= 32 * k:
         return inverted.adjoint_right(p) + matmul(q, inverted.adjoint_right(s))
     return inverted.adjoint_right(settled(p + summand(q, s)))
 
@@ -250,7 +251,9 @@ def product_over(x: Array, u: Array, s: Array, v: Array) -> Array:
     inverted = Inverted.of(u)
     d = inverted.d[None]
     factor = inverted._adjoint_right(s)  # times D^-1
-    if x.shape[0] < x.shape[1] + v.shape[1]:  # X U^-1 is smaller than what it is multiplied by
+    if (
+        are_known(x.shape[0]) and x.shape[0] < x.shape[1] + v.shape[1]
+    ):  # X U^-1 is smaller than what it is multiplied by
         return matmul(inverted.right(x), _beside(divided(factor, d), v))
     units = _beside(d, jnp.ones_like(v[:1], shape=(1, *v.shape[1:])))
     factor = inverted.left(_beside(factor, v))

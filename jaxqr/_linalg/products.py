@@ -57,7 +57,7 @@ def project(q: Array, x: Array) -> Array:
         return adjoint(matmul(adjoint(x), q))
 
     m = x.shape[-2]
-    if x.shape[-1] > 1 or m < 2 * _ROWS:
+    if x.shape[-1] > 1 or not isinstance(m, int) or m < 2 * _ROWS:  # symbolic, for jax.export
         return product(q, x)
     blocks = m // _ROWS
 

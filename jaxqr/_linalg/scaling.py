@@ -33,6 +33,19 @@ def units_of_columns(x: Array) -> Array:
     return unit(largest).astype(x.dtype)
 
 
+def units_at_the_ends(x: Array) -> Array:
+    """The units (..., 1, n) of columns near the ends of the type's range; of all others 1.
+
+    There LAPACK loses digits: XLA's threads flush subnormal numbers, and complex columns overflow
+    before their norms do.
+    """
+    limits = jnp.finfo(x.dtype)
+    largest = jnp.max(magnitudes(x), axis=-2, keepdims=True, initial=0)
+    low, high = float(limits.tiny / limits.eps**1.5), float(limits.max * limits.eps)
+    within = (largest > low) & (largest < high)
+    return jnp.where(within, jnp.ones_like(largest), unit(largest)).astype(x.dtype)
+
+
 def divided(x: Array, d: Array) -> Array:
     """X / D for real numbers d in the type of x: a complex division is many times as slow."""
     if not jnp.iscomplexobj(x):

@@ -208,6 +208,4 @@ def _entry(entry: Any) -> Entry:
         if numbers.get(name, 0) > MOST_UNROLLED:
             raise ValueError(f"{name} is {numbers[name]}, more than {MOST_UNROLLED}")
     # What jaxqr did not know yet when it was measured is as it is shipped.
-    return Entry(
-        **entry | {"crossovers": dataclasses.replace(base(entry["platform"]), **numbers)}
-    )
+    return Entry(**entry | {"crossovers": dataclasses.replace(base(entry["platform"]), **numbers)})

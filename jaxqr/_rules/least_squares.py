@@ -42,6 +42,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxqr._linalg.algebra import materialized
 from jaxqr._linalg.augmented import adjoint_times, product_over, rank, times
 from jaxqr._linalg.products import adjoint
 from jaxqr._rules.taylor import from_first, reversed_from
@@ -172,7 +173,7 @@ def taylor(apply: Operators, solved: Solved, terms: Solved) -> tuple[Array, Arra
         g_d = plus(right[1], -adjoint_times(tall, unit, _joined(r, -2)))
         if dot.ridge is not None:
             shifted = jnp.sum(dot.ridge[1:].astype(x.dtype) * x, axis=0)
-            g_d = g_d + shifted / unit / unit
+            g_d = g_d + materialized(shifted / unit) / unit  # XLA would divide by unit^2
         r_d, x_d = apply.solve(system, f_d, g_d)
         return rs.at[d].set(r_d), xs.at[d].set(x_d)
 

@@ -11,7 +11,9 @@ from jax.custom_derivatives import SymbolicZero, zero_from_primal
 from jax.typing import ArrayLike
 
 from jaxqr._arguments import as_array, as_matrices, compute_dtype, flags, result_dtype
+from jaxqr._linalg.algebra import materialized
 from jaxqr._linalg.products import solve_adjoint_left, solve_left
+from jaxqr._linalg.ridge import beside, with_ridge, with_zeros
 from jaxqr._linalg.scaling import divided, magnitudes, unit
 from jaxqr._qr import qr
 from jaxqr.distributed._arguments import check, ridge_of, varying
@@ -119,7 +121,7 @@ def _batch(a: Array, b: Array, ridge: Array | None, vectors: bool) -> tuple[int,
 def _measured(
     a: Array, b: Array, ridge: Array | None, axis_name: AxisName, reduction: str, with_q: bool
 ) -> Array:
-    """The solution by A D^-1, with the units D of A's columns, one for all beside a ridge.
+    """The solution by A D^-1, with the units D of the columns of [A; sqrt(ridge) I].
 
     So the rules, which square A, do not leave the range of the type. Where the ridge is infinite, x
     is zero.
@@ -133,9 +135,10 @@ def _measured(
     largest = lax.pmax(jnp.max(columns, axis=-2, keepdims=True), axis_name)
     d, of_b = largest[..., :n], unit(largest[..., n:])
     if ridge is not None:
-        d = jnp.maximum(jnp.max(d, axis=-1, keepdims=True), jnp.sqrt(ridge))
+        d = jnp.maximum(d, jnp.sqrt(ridge))
     d = unit(d)
-    shift = None if ridge is None else ridge / d / d
+    # In two steps: XLA would divide by d^2, which may leave the range.
+    shift = None if ridge is None else (materialized(ridge / d) / d).mT
     a, b = divided(a, d.astype(a.dtype)), divided(b, of_b.astype(a.dtype))
     x: Array = _solution(a, b, shift, axis_name, reduction, with_q).x
     x = x * (of_b / d.mT).astype(x.dtype)
@@ -143,7 +146,10 @@ def _measured(
 
 
 class _Solution(NamedTuple):
-    """Factors of [A; sqrt(ridge) I] and the solution; all of it is differentiable."""
+    """Factors of [A; sqrt(ridge)], ridge (..., n, 1) on the diagonal, and the solution.
+
+    All of it is differentiable.
+    """
 
     q: Any  # (..., m_local, n), the rows of this device; None if it is not formed
     u: Any  # (..., n, n)
@@ -158,29 +164,24 @@ def _solution(
     if with_q:
         q, u = tsqr(a, axis_name, reduction=reduction)  # type: ignore[arg-type]
         if ridge is not None:
-            turn, u = qr(jnp.concatenate([u, _ridge_rows(u, ridge)], axis=-2))
-            q = matmul(q, turn[..., :n, :])
+            turn, t = qr(with_ridge(u, ridge))
+            q, u = matmul(q, beside(u, ridge, turn)), t
         c = lax.psum(adjoint_matmul(q, b), axis_name)
         return _Solution(q, u, solve_left(u, c))
 
-    def triangular(rows: Array) -> Array:
-        return qr(rows, mode="r")[..., :n, :]
+    def triangle(u: Array, c: Array) -> Array:
+        return qr(jnp.concatenate([u, c], axis=-1), mode="r")[..., :n, :]
 
-    _, t = reduce(triangular(jnp.concatenate([a, b], axis=-1)), axis_name, reduction, rank=n)
-    if ridge is not None:
-        t = triangular(jnp.concatenate([t, _ridge_rows(t, ridge)], axis=-2))
+    _, t = reduce(triangle(a, b), axis_name, reduction, rank=n)
     u, c = t[..., :n], t[..., n:]
+    if ridge is not None:
+        t = triangle(with_ridge(u, ridge), with_zeros(u, c, ridge))
+        u, c = t[..., :n], t[..., n:]
     return _Solution(None, u, solve_left(u, c))
 
 
-def _ridge_rows(t: Array, ridge: Array) -> Array:
-    """[sqrt(ridge) I | 0], to stand below t (..., n, columns)."""
-    eye = jnp.eye(t.shape[-2], t.shape[-1], dtype=t.dtype)
-    return jnp.sqrt(ridge).astype(t.dtype) * jnp.broadcast_to(eye, t.shape)
-
-
 def _jvp(axis_name: AxisName, reduction: str, with_q: bool, primals: Any, tangents: Any) -> Any:
-    """With G = U^H U = A^H A + ridge I and r = b - A x,
+    """With G = U^H U = A^H A + ridge and r = b - A x,
 
     dx = G^-1 (A^H (db - dA x) + dA^H r - dridge x), and A^H = U^H Q^H where there is Q;
     dU = W U, dQ = dA U^-1 - Q W, W the upper triangle of U^-H dG U^-1, half of its diagonal.
@@ -222,7 +223,7 @@ def _jvp(axis_name: AxisName, reduction: str, with_q: bool, primals: Any, tangen
     if dridge is not None:
         eye = jnp.broadcast_to(jnp.eye(u.shape[-1], dtype=u.dtype), u.shape)
         inverse = solve_left(u, eye)
-        half = _sum(half, dridge.astype(u.dtype) / 2 * adjoint_matmul(inverse, inverse))
+        half = _sum(half, adjoint_matmul(inverse, dridge.astype(u.dtype) / 2 * inverse))
     if half is None:
         dq, du = (y if y is None else zero_from_primal(y, symbolic_zeros=True) for y in (q, u))
         return solution, _Solution(dq, du, dx)

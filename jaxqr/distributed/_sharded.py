@@ -10,10 +10,10 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, reshard
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from jaxqr._arguments import as_array, as_matrices, flags
+from jaxqr._arguments import as_array, as_matrices, flags, one_of
 from jaxqr.distributed._arguments import names_of, ridge_of
 from jaxqr.distributed._lstsq import lstsq
-from jaxqr.distributed._reduction import AxisName, Reduction
+from jaxqr.distributed._reduction import REDUCTIONS, AxisName, Reduction
 from jaxqr.distributed._tsqr import tsqr
 
 
@@ -40,8 +40,9 @@ def sharded_qr(
         ``(q, r)``: q (..., m, n) sharded as a is, r (..., n, n) replicated over ``row_axes``.
 
     Raises:
-        ValueError: an axis that the mesh has not; rows or a batch that do not divide; m < n.
-        TypeError: a is not an array of numbers.
+        ValueError: an axis that the mesh has not; rows or a batch that do not divide; m < n; an
+            unknown reduction.
+        TypeError: a is not an array of numbers; mesh is no mesh; axes are no names.
 
     Differentiable, at the cost of :func:`jaxqr.distributed.tsqr`.
 
@@ -54,7 +55,7 @@ def sharded_qr(
     """
     a = as_matrices("sharded_qr", "a", a)
     flags("sharded_qr", positive_diagonal=positive_diagonal)
-    _check("sharded_qr", a.shape, mesh, row_axes, batch_axes, ("rows", "columns"))
+    _check("sharded_qr", a.shape, mesh, row_axes, batch_axes, reduction, ("rows", "columns"))
     factors: tuple[Array, Array] = _qr(a, mesh, row_axes, batch_axes, positive_diagonal, reduction)
     return factors
 
@@ -79,8 +80,9 @@ def sharded_lq(
         ``(l, q)``: l (..., m, m) replicated over ``column_axes``, q (..., m, n) sharded as a is.
 
     Raises:
-        ValueError: an axis that the mesh has not; columns or a batch that do not divide; m > n.
-        TypeError: a is not an array of numbers.
+        ValueError: an axis that the mesh has not; columns or a batch that do not divide; m > n; an
+            unknown reduction.
+        TypeError: a is not an array of numbers; mesh is no mesh; axes are no names.
 
     >>> import jax, jax.numpy as jnp, jaxqr.distributed
     >>> mesh = jax.make_mesh((len(jax.devices()),), ("columns",))
@@ -92,7 +94,8 @@ def sharded_lq(
     a = as_matrices("sharded_lq", "a", a)
     flags("sharded_lq", positive_diagonal=positive_diagonal)
     *batch, m, n = a.shape
-    _check("sharded_lq", (*batch, n, m), mesh, column_axes, batch_axes, ("columns", "rows"))
+    across = ("columns", "rows")
+    _check("sharded_lq", (*batch, n, m), mesh, column_axes, batch_axes, reduction, across)
     factors: tuple[Array, Array] = _lq(
         a, mesh, column_axes, batch_axes, positive_diagonal, reduction
     )
@@ -134,7 +137,7 @@ def sharded_lstsq(
     a = as_matrices("sharded_lstsq", "a", a)
     b = as_array("sharded_lstsq", "b", b)
     flags("sharded_lstsq", forward_mode=forward_mode)
-    _check("sharded_lstsq", a.shape, mesh, row_axes, batch_axes, ("rows", "columns"))
+    _check("sharded_lstsq", a.shape, mesh, row_axes, batch_axes, reduction, ("rows", "columns"))
     of_b = b.shape if b.ndim == a.ndim else (*b.shape, 1)
     if of_b[:-1] != a.shape[:-1]:
         raise ValueError(
@@ -154,8 +157,21 @@ def _check(
     mesh: Mesh | AbstractMesh,
     axes: AxisName,
     batch_axes: AxisName,
+    reduction: str,
     across: tuple[str, str],
 ) -> None:
+    one_of(caller, "reduction", reduction, REDUCTIONS)
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        raise TypeError(
+            f"{caller} expects mesh to be a mesh of devices, as jax.make_mesh gives one. "
+            f"Got {mesh!r}."
+        )
+    for argument, given in ((f"{across[0][:-1]}_axes", axes), ("batch_axes", batch_axes)):
+        if not isinstance(given, str | tuple):
+            raise TypeError(
+                f"{caller} expects {argument} to be the name of an axis of the mesh, or a tuple "
+                f"of several. Got {given!r}."
+            )
     sizes: Mapping[Any, int] = mesh.shape
     *batch, m, n = shape
     for name in (*names_of(axes), *names_of(batch_axes)):
