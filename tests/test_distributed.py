@@ -603,7 +603,7 @@ def test_errors():
         (lambda: qr(jnp.ones((8, 2)), mesh, "x"), r"has \{'rows': 4\}. Got 'x'"),
         (lambda: qr(jnp.ones((8, 2)), mesh, ("rows", "y")), "Got 'y'"),
         (lambda: qr(jnp.ones(8), mesh, "rows"), r"\(\.\.\., m, n\)"),
-        (lambda: qr(jnp.ones((8, 2)), mesh, "rows", reduction="star"), "Got 'star'"),
+        (lambda: qr(jnp.ones((8, 2)), mesh, "rows", reduction="star"), "sharded_qr .* Got 'star'"),
         (lambda: qr(jnp.ones((3, 8, 2)), mesh, "rows", batch_axes="rows"), "multiple of 4"),
         (lambda: lstsq(jnp.ones((8, 2)), jnp.ones(4), mesh, "rows"), r"b of shape \(4,\)"),
         (lambda: lstsq(jnp.ones((8, 2)), jnp.ones(8), mesh, "rows", -1.0), "negative"),
@@ -612,6 +612,15 @@ def test_errors():
         (lambda: distributed.lstsq(jnp.ones((8, 2)), jnp.ones(8), "rows"), "shard_map around it"),
     ):
         with pytest.raises(ValueError, match=message):
+            call()
+
+    for call, message in (
+        (lambda: qr(jnp.ones((8, 2)), None, "rows"), "mesh to be a mesh of devices.* Got None"),
+        (lambda: qr(jnp.ones((8, 2)), mesh, ["rows"]), r"row_axes to be the name.* Got \['rows'\]"),
+        (lambda: lq(jnp.ones((2, 8)), mesh, 0), "column_axes to be the name.* Got 0"),
+        (lambda: qr(jnp.ones((8, 2)), mesh, "rows", batch_axes=[]), "batch_axes to be the name"),
+    ):
+        with pytest.raises(TypeError, match=message):
             call()
 
     def inside(f, *args):

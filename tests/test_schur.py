@@ -374,3 +374,9 @@ def test_arguments():
         jaxqr.qz(a[0], b)
     with pytest.raises(TypeError, match="array of numbers"):
         jaxqr.schur("text")
+    with pytest.raises(TypeError, match=r"schur expects forward_mode to be True or False.*'no'"):
+        jaxqr.schur(a, forward_mode="no")
+    with pytest.raises(TypeError, match="qz expects check_distinct to be True or False"):
+        jaxqr.qz(a, b, check_distinct=jnp.ones(2))
+    with pytest.raises(TypeError, match=r"as in qz\(a, b, sort='lhp'\)"):
+        jaxqr.qz(a, b, "lhp")
