@@ -54,7 +54,8 @@ def qr(a: Array, mode: str) -> tuple[Array, ...]:
     """(q, r), or (r,) in mode "r", of a (..., m, n), m >= n; the diagonal of R is positive."""
 
     def by_householder(a: Array, *_: Array) -> tuple[Array, ...]:
-        return with_positive_diagonal(*householder.qr(a, mode))[::-1]
+        # To divide A here would take one copy of it more, of which every call has the price.
+        return with_positive_diagonal(*householder.within_the_range(a, mode))[::-1]
 
     if mode == "r":
         return _without_q(by_householder, a)

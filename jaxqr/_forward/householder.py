@@ -18,9 +18,14 @@ from jaxqr._linalg.scaling import divided, units_at_the_ends
 def qr(a: Array, mode: str) -> tuple[Array, ...]:
     """(q, r), or (r,) in mode "r", of a (..., m, n)."""
     units = units_at_the_ends(a)
-    result: Any = jax_qr(divided(a, units), mode=mode)
-    *q, r = (result,) if mode == "r" else result
-    return real_diagonal(*q, r * units)
+    *q, r = within_the_range(divided(a, units), mode)
+    return *q, r * units
+
+
+def within_the_range(a: Array, mode: str) -> tuple[Array, ...]:
+    """Likewise, but digits are lost where columns are near the ends of the type's range."""
+    result: Any = jax_qr(a, mode=mode)
+    return real_diagonal(*((result,) if mode == "r" else result))
 
 
 def reflectors_of(a: Array) -> tuple[Array, Reflectors]:
