@@ -251,9 +251,8 @@ def product_over(x: Array, u: Array, s: Array, v: Array) -> Array:
     inverted = Inverted.of(u)
     d = inverted.d[None]
     factor = inverted._adjoint_right(s)  # times D^-1
-    if (
-        are_known(x.shape[0]) and x.shape[0] < x.shape[1] + v.shape[1]
-    ):  # X U^-1 is smaller than what it is multiplied by
+    rows, columns = x.shape[0], x.shape[1] + v.shape[1]
+    if are_known(rows) and rows < columns:  # X U^-1 is smaller than what it is multiplied by
         return matmul(inverted.right(x), _beside(divided(factor, d), v))
     units = _beside(d, jnp.ones_like(v[:1], shape=(1, *v.shape[1:])))
     factor = inverted.left(_beside(factor, v))

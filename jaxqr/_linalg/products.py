@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.lax.linalg import triangular_solve
 
+from jaxqr._linalg.batching import are_known
 from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.layouts import LAYOUT_IS_SHARDED, by_rows
 from jaxqr._linalg.tuning import by_platform
@@ -57,7 +58,7 @@ def project(q: Array, x: Array) -> Array:
         return adjoint(matmul(adjoint(x), q))
 
     m = x.shape[-2]
-    if x.shape[-1] > 1 or not isinstance(m, int) or m < 2 * _ROWS:  # symbolic, for jax.export
+    if x.shape[-1] > 1 or not are_known(m) or m < 2 * _ROWS:
         return product(q, x)
     blocks = m // _ROWS
 
