@@ -6,7 +6,7 @@ import math
 import numbers
 import sys
 from collections.abc import Callable
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
@@ -33,16 +33,19 @@ def by_name(f: F) -> F:
     """F, which says how to write an argument that may be given by name alone."""
     parameters = inspect.signature(f).parameters.values()
     first = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    then = next(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+    then = next(p for p in parameters if p.kind is p.KEYWORD_ONLY)
+    possible = get_args(then.annotation) if get_origin(then.annotation) is Literal else None
 
     @functools.wraps(f)
     def checked(*args: Any, **options: Any) -> Any:
         if len(args) > len(first):
             value = args[len(first)]
-            shown = repr(value) if isinstance(value, str | int | float) else "..."
+            is_shown = isinstance(value, str | int | float)
+            is_shown = is_shown and (possible is None or value in possible)
+            shown = repr(value) if is_shown else "..."
             raise TypeError(
                 f"{f.__name__} takes only {', '.join(first)} by position, and all else by name, "
-                f"as in {f.__name__}({', '.join(first)}, {then}={shown}). Got {len(args)} "
+                f"as in {f.__name__}({', '.join(first)}, {then.name}={shown}). Got {len(args)} "
                 "arguments by position."
             )
         return f(*args, **options)

@@ -291,6 +291,11 @@ def _real_or_complex(
     (m, n), nrhs = a.shape[-2:], b.shape[-1]
     of_ridge = () if ridge is None else ridge.shape
     batch = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2], of_ridge)
+    if nrhs == 0 and (options["full"] or options["check_rank"]):  # which are of A alone
+        column = jnp.zeros_like(b, shape=(*b.shape[:-1], 1))
+        out, lost = _real_or_complex(a, column, ridge, rcond, **options)
+        rss = None if out.rss is None else out.rss[..., :0]
+        return out._replace(x=out.x[..., :0], rss=rss), lost
     if 0 in (*batch, m, n, nrhs):
         lost = first_dependent(a[..., :0, :0]) if options["check_rank"] else None
         return _of_nothing(a, b, ridge, batch), lost

@@ -130,9 +130,10 @@ def test_modes_of_other_libraries():
 def test_what_is_given_by_name_alone():
     a = jnp.ones((3, 2))
     for name in NAMES:
-        message = rf"{name} takes only a by position, .* {name}\(a, mode='r'\). Got 2"
-        with pytest.raises(TypeError, match=message):
-            FACTORIZATIONS[name](a, "r")
+        for mode, shown in ((TRIANGLE[name], f"'{TRIANGLE[name]}'"), ("raw", r"\.\.\.")):
+            message = rf"{name} takes only a by position, .* {name}\(a, mode={shown}\). Got 2"
+            with pytest.raises(TypeError, match=message):
+                FACTORIZATIONS[name](a, mode)
     with pytest.raises(TypeError, match=r"as in lstsq\(a, b, rcond=1e-05\). Got 3"):
         jaxqr.lstsq(a, a, 1e-5)
     shown = inspect.signature(jaxqr.qr)

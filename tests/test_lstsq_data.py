@@ -313,6 +313,21 @@ def test_full_of_batches_vectors_and_nothing():
     assert (nothing.rss, nothing.rank, nothing.covariance.shape) == (3, 0, (0, 0))
 
 
+@pytest.mark.parametrize("options", [{}, {"ridge": 0.5}, {"rcond": "auto"}], ids=str)
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5)], ids=str)
+def test_what_is_of_a_alone_needs_no_right_hand_side(shape, options):
+    a = jnp.asarray(matrix(shape))
+    none, one = (jaxqr.lstsq(a, jnp.zeros((shape[0], n)), full=True, **options) for n in (0, 1))
+    assert (none.x.shape, none.rss.shape) == ((shape[1], 0), (0,))
+    assert none.rank == one.rank == 3
+    assert_close(none.covariance, one.covariance, 0)
+    if not options:
+        solve = functools.partial(jaxqr.lstsq, check_rank=True)
+        error, x = checkify.checkify(solve)(jnp.ones(shape), jnp.zeros((shape[0], 0)))
+        assert "Rank is lost" in error.get()
+        assert x.shape == (shape[1], 0)
+
+
 def test_what_is_not_asked_for_costs_nothing():
     a, b = jnp.asarray(matrix((60, 8))), jnp.asarray(gaussian((60,)))
 

@@ -95,6 +95,44 @@ def test_rule(name, options, shape, dtype):
             assert abs(inner(a_bar, da) - inner(cotangents, inexact(tangents))) <= tol * scale
 
 
+def with_units(name, mode, out, of_triangle, of_q):
+    """The factors, or what is like them, times a unit each."""
+    triangle = 1 if mode == "reduced" and name not in ("lq", "rq") else 0
+    return [(of_triangle if i == triangle else of_q) * x for i, x in enumerate(out)]
+
+
+@functools.partial(jax.jit, static_argnames=("name", "mode", "options"))
+def derivatives_at_scale(a, da, unit, *, name, mode, options):
+    """Tangents, cotangents and the tangents of these, of unit * A, as those of A are."""
+    one, over_unit = jnp.ones_like(unit), (1 / unit.real).astype(unit.dtype)
+    f = lambda a: inexact(function(name, mode, forward_mode=True, **dict(options))(a))  # noqa: E731
+
+    def pull(a):
+        out, pullback = jax.vjp(f, a)
+        bars = [x / 256 for x in random_like(out)]
+        return pullback(with_units(name, mode, bars, one, unit))[0]
+
+    _, tangents = jax.jvp(f, (unit * a,), (unit * da,))
+    tangents = with_units(name, mode, tangents, over_unit, one)
+    return tangents, jax.jvp(pull, (unit * a,), (unit * da,))
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "dtype", "shape"),
+    covering((*NAMES, "truncated"), ("reduced", "alone"), SINGLE, [(6, 4), (4, 6), (70, 40)]),
+)
+def test_every_scale(name, mode, dtype, shape):
+    """Powers of two change no digit of A, nor any of a derivative, nearly up to the ends."""
+    options = (("rank", 3),) if name == "truncated" else ()
+    name = "pivoted_qr" if options else name
+    a = jnp.asarray(matrix(shape, dtype))
+    da = random_like(a) / 256  # so that norms of what is random are in the type's range, as A's are
+    of = functools.partial(derivatives_at_scale, a, da, name=name, mode=mode, options=options)
+    plain = of(jnp.ones((), dtype))
+    for power in (-100, -60, 60, 124):
+        assert_close(of(jnp.asarray(2.0**power, dtype)), plain, tolerance(dtype, shape))
+
+
 def check_structure(name, mode, options, a, da, out, tangents, tol):
     alone = mode == "alone"
     tri, q, p = unpack(name, out, alone)

@@ -154,16 +154,22 @@ def _by_parts(x: Array, count: int, factor: Callable[[Array], Step]) -> Step:
 def _together(vt: Array, ts: Array) -> Array:
     """T (w, w) from V^T (w, m) and the triangles (count, b, b) of its parts.
 
-    T^-1 = D^-1 + S, where D is the parts' own and S is V^H V above it: T = D - D S T, which every
-    turn makes true of one part more, from the last one on.
+    T^-1 = D^-1 + S, where D is the parts' own and S is V^H V above it: T = D - D S T, by parts from
+    the last one on.
     """
     count, b, _ = ts.shape
     part = jnp.asarray(np.arange(count * b) // b)
     above, same = part[:, None] < part[None], part[:, None] == part[None]
     d = jnp.where(same, jnp.tile(ts.reshape(-1, b), count), 0)
-    t, ds = d, matmul(d, jnp.where(above, matmul(vt, vt.T), 0))
-    for _ in range(count - 1):
-        t = d - matmul(ds, t)
+    s = jnp.where(above, matmul(vt, vt.T), 0).reshape(count, b, -1)
+
+    def substitute(t: Array, x: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        own, beyond, begin = x
+        rows = lax.dynamic_slice_in_dim(t, begin, b) - matmul(own, matmul(beyond, t))
+        return lax.dynamic_update_slice_in_dim(t, rows, begin, axis=0), None
+
+    begins = jnp.asarray(b * np.arange(count - 1))
+    t, _ = lax.scan(substitute, d, (ts[:-1], s[:-1], begins), reverse=True)
     return t
 
 

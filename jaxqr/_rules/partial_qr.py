@@ -33,12 +33,14 @@ from jaxqr._linalg.algebra import (
 )
 from jaxqr._linalg.blocked import (
     Inverted,
+    adjoint_over,
     lower_of_adjoint_product,
     lower_of_upper_product,
     lower_sum,
     product_over,
     sum_over_adjoint,
 )
+from jaxqr._linalg.scaling import divided
 
 
 def copyltu(m: Array) -> Array:
@@ -129,16 +131,17 @@ def pushforward(q: Array, r: Array, y: Array | None, da: Array) -> tuple[Array, 
     q1, q2 = q[:, :k], q[:, k:]
     dx, dy = da[:, :k], da[:, k:]
 
-    dxu = Inverted.of(u).right(dx)
-    c = adjoint_matmul(q1, dxu)
+    inverted, g = Inverted.of(u).within_reach()
+    dxu = inverted.right(dx)  # times g
+    c = divided(adjoint_matmul(q1, dxu), g)
     w = upper_of_twice_hermitian(c)
-    dq = dxu - matmul(q1, w)
+    dq = divided(dxu, g) - matmul(q1, w)
     dr = matmul(w, u)
     if rest:
         dqy = matmul(adjoint(c - w), v) if y is None else adjoint_matmul(dq, y)
         dr = jnp.concatenate([dr, dqy + adjoint_matmul(q1, dy)], axis=1)
     if q2.shape[1]:
-        dq2 = -matmul(q1, adjoint(adjoint_matmul(q2, dxu)))
+        dq2 = -matmul(q1, adjoint(divided(adjoint_matmul(q2, dxu), g)))
         dq = jnp.concatenate([dq, dq2], axis=1)
         dr = jnp.concatenate([dr, jnp.zeros_like(r[k:])], axis=0)
     return dq, dr
@@ -163,7 +166,8 @@ def pullback_r(x: Array, r: Array, y: Array | None, r_bar: Array) -> Array:
     a_bar = product_over(x, u, s, v_bar)
     if y is None:
         return a_bar
-    yv_bar = Inverted.of(u).adjoint_right(matmul(y, adjoint(v_bar)))
+    inverted, g = Inverted.of(u).within_reach()
+    yv_bar = inverted.adjoint_right(matmul(y, divided(adjoint(v_bar), g)))
     return a_bar.at[:, : x.shape[1]].add(yv_bar)
 
 
@@ -172,7 +176,7 @@ def pushforward_r(x: Array, r: Array, y: Array | None, da: Array) -> Array:
     u, v = _split(r)
     k = u.shape[1]
     inverted = Inverted.of(u)
-    g = inverted.adjoint_left(adjoint_matmul(x, da))  # Q^H [dX | dY]
+    g = adjoint_over(inverted, x, da)  # Q^H [dX | dY]
     c = inverted.right(g[:, :k])
     w = upper_of_twice_hermitian(c)
     dr = matmul(w, u)
@@ -181,8 +185,7 @@ def pushforward_r(x: Array, r: Array, y: Array | None, da: Array) -> Array:
     if y is None:
         dqy = matmul(adjoint(c - w), v)
     else:
-        dxy = adjoint_matmul(da[:, :k], y)
-        dqy = inverted.adjoint_left(dxy) - matmul(adjoint(w), v)
+        dqy = adjoint_over(inverted, da[:, :k], y) - matmul(adjoint(w), v)
     return jnp.concatenate([dr, dqy + g[:, k:]], axis=1)
 
 
