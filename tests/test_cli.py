@@ -357,6 +357,28 @@ def test_conjugated_gradients_are_called_wrong(run, matrix, monkeypatch):
     assert qr["jaxqr"]["gradient"] == "wrong"
 
 
+@jax.custom_vjp
+def _turned_beside_a_gradient(a):
+    return jnp.linalg.qr(a)
+
+
+def _turned(a):
+    q, r = jnp.linalg.qr(a)
+    return -q, -r
+
+
+_turned_beside_a_gradient.defvjp(lambda a: jax.vjp(_turned, a), lambda pull, g: pull(g))
+
+
+def test_signs_are_those_of_the_factors_beside_the_gradient(run, matrix, monkeypatch):
+    """Where a pivot is zero to rounding, another algorithm may give its column another sign."""
+    monkeypatch.setattr(measuring, "_cases", _only_qr)
+    monkeypatch.setattr(measuring, "qr", _turned_beside_a_gradient)
+    status, printed, _ = run(matrix("a", _real(6, 3)))
+    (qr,) = printed["matrices"][0]["factorizations"]
+    assert (status, qr["jaxqr"]["gradient"]) == (0, "right")
+
+
 @pytest.mark.parametrize("fault", ["all of Q", "all of R"])
 def test_ill_conditioning_hides_no_fault(run, monkeypatch, fault):
     monkeypatch.setattr(measuring, "_cases", _only_qr)
