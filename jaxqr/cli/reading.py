@@ -121,10 +121,10 @@ class _File:
     """The lines of a file that say something, banner, size line and entries, and their numbers."""
 
     def __init__(self, path: str) -> None:
-        self.name = "<stdin>" if path == "-" else path
+        self.name = {"-": "<stdin>", "": "''"}.get(path, path)
         self.numbers = [1]
         try:
-            content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+            content = _content(path)
             if content.startswith((b"\x1f\x8b", b"BZh")):
                 content = (bz2 if content.startswith(b"B") else gzip).decompress(content)
         except (OSError, ValueError, EOFError, zlib.error) as error:
@@ -163,6 +163,16 @@ class _File:
         if entries > count:
             got = _shown(self.lines[2 + count])
             self.fail(2 + count, f"expected the end of the file after {_entries(count)}, got {got}")
+
+
+def _content(path: str) -> bytes:
+    if not path:  # which pathlib takes for the folder at hand
+        raise OSError("an empty name")
+    if path != "-":
+        return Path(path).read_bytes()
+    if sys.stdin is None:
+        raise OSError("standard input is closed")
+    return sys.stdin.buffer.read()
 
 
 def _entries(count: int) -> str:

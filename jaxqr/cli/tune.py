@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +23,7 @@ from jaxqr._linalg.crossovers import MOST_UNROLLED, NEVER, NOTHING, Crossovers
 from jaxqr._linalg.products import matmul
 from jaxqr.cli.differences import normal
 from jaxqr.cli.progress import Progress
+from jaxqr.cli.streams import say, show
 
 _DESCRIPTION = """\
 Time the factorizations on this machine's default device, in less than two minutes,
@@ -150,13 +150,13 @@ def main(argv: Sequence[str]) -> int:
         measured, left_out = progress.during(functools.partial(tune, Effort(), progress, LADDERS))
     except KeyboardInterrupt:
         progress.clear()
-        print(f"interrupted while doing {progress}", file=sys.stderr, flush=True)
+        say(f"interrupted while doing {progress}")
         if progress.busy:
             os._exit(130)
         return 130
     progress.clear()
     if left_out:
-        print(f"no time was left for {', '.join(left_out)}: as before", file=sys.stderr)
+        say(f"no time was left for {', '.join(left_out)}: as before")
     return _hand_over(measured, arguments.dry_run)
 
 
@@ -170,16 +170,16 @@ def _hand_over(measured: tuning.Entry, dry_run: bool) -> int:
         others = []
     entries = [*others, measured]
     if dry_run:
-        print(tuning.text(entries), end="")
+        show(tuning.text(entries), end="")
         return 0
     try:
         tuning.save(entries, file)
     except OSError as error:
-        print(f"{file}: {error.strerror or error}", file=sys.stderr)
+        say(f"{file}: {error.strerror or error}")
         return 2
-    print(f"written: {file}")
+    show(f"written: {file}")
     if read is None:
-        print(f"It is not read as long as {tuning.VARIABLE} is none.")
+        show(f"It is not read as long as {tuning.VARIABLE} is none.")
     return 0
 
 
