@@ -12,6 +12,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,7 +33,8 @@ programs started from then on, method="auto" chooses by them on that kind of dev
 with these versions of jax and jaxlib. Nothing else should run meanwhile.
 
 The file is in the user's cache directory. The environment variable JAXQR_TUNING
-names another, to write as to read; or "none", and what is there is not read.
+names another, to write as to read; or "none", and what is there is not read. A
+file that is there and no such table is not overwritten.
 """
 
 MARGIN = 1.05
@@ -133,8 +135,8 @@ def main(argv: Sequence[str]) -> int:
         argv: the arguments after ``tune``.
 
     Returns:
-        The exit status: 0; 2 if the file could not be written; 130 if interrupted. An interrupt
-        ends the process where the work cannot be ended alone.
+        The exit status: 0; 2 if the file is something else or could not be written; 130 if
+        interrupted. An interrupt ends the process where the work cannot be ended alone.
     """
     parser = argparse.ArgumentParser(
         prog="python -m jaxqr tune",
@@ -145,6 +147,10 @@ def main(argv: Sequence[str]) -> int:
         "--dry-run", action="store_true", help="print what would be written, and write nothing"
     )
     arguments = parser.parse_args(argv)
+    try:
+        tuning.load_what_there_is(_file())  # told now, not in two minutes
+    except (OSError, ValueError) as error:
+        return _refused(error)
     progress = Progress("tune")
     try:
         measured, left_out = progress.during(functools.partial(tune, Effort(), progress, LADDERS))
@@ -162,25 +168,32 @@ def main(argv: Sequence[str]) -> int:
 
 def _hand_over(measured: tuning.Entry, dry_run: bool) -> int:
     """Print or write the table: this entry, and those of other devices and releases."""
-    read = tuning.path()
-    file = read or tuning.default_path()
+    file = _file()
     try:
-        others = [entry for entry in tuning.load(file) if entry.key != measured.key]
-    except (OSError, ValueError):  # none, or one that could not be read
-        others = []
-    entries = [*others, measured]
+        there = tuning.load_what_there_is(file)
+        entries = [*(entry for entry in there if entry.key != measured.key), measured]
+        if not dry_run:
+            tuning.save(entries, file)
+    except (OSError, ValueError) as error:  # it has changed meanwhile, or cannot be written
+        return _refused(error)
     if dry_run:
         show(tuning.text(entries), end="")
         return 0
-    try:
-        tuning.save(entries, file)
-    except OSError as error:
-        say(f"{file}: {error.strerror or error}")
-        return 2
     show(f"written: {file}")
-    if read is None:
+    if tuning.path() is None:
         show(f"It is not read as long as {tuning.VARIABLE} is none.")
     return 0
+
+
+def _file() -> Path:
+    return tuning.path() or tuning.default_path()
+
+
+def _refused(error: OSError | ValueError) -> int:
+    """Tell why the file cannot be written, or is not to be."""
+    reason = getattr(error, "strerror", None) or f"{error}; it is not overwritten"
+    say(f"{_file()}: {reason}")
+    return 2
 
 
 def tune(
