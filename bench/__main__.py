@@ -9,11 +9,13 @@ from pathlib import Path
 
 import jax
 
+from bench.case import read_matrix
 from bench.machine import machine, pinned, versions
 from bench.measure import FIRST_CALL, SECONDS, SHARE, TEMPORARIES, Row
 from bench.report import ratio_of, report
 from bench.results import Result, load, save
 from bench.suites import EFFORTS, SUITES, Size, Suite
+from jaxqr.cli.reading import MatrixMarketError
 
 RESULTS = Path("bench/results")
 
@@ -21,14 +23,24 @@ RESULTS = Path("bench/results")
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     chosen = [suite for suite in SUITES if not args.suites or suite.name in args.suites]
-    args.out.mkdir(parents=True, exist_ok=True)
+    files = [str(path) for path in args.matrix]
+    if args.report and not _results(args.out):
+        _say(f"{args.out}: there are no results")
+        return 2
     if not args.report:
+        try:
+            for file in files:
+                read_matrix(file)
+        except MatrixMarketError as error:
+            _say(str(error))
+            return 2
+        args.out.mkdir(parents=True, exist_ok=True)
         if warning := pinned():
             _say(warning)
         jax.config.update("jax_enable_compilation_cache", False)  # what is compiled is timed
         with jax.enable_x64(True):
             for suite in chosen:
-                result = run(suite, args.size, [str(path) for path in args.matrix])
+                result = run(suite, args.size, files)
                 save(result, args.out / f"{suite.name}.json")
     _write_up(args.out, chosen, args.beside)
     return 0

@@ -382,7 +382,8 @@ def qr(
             batch, that of leading axes as well as that of ``vmap``, and factors of a wide matrix
             the leading block alone: the rest is a product. Where a derivative follows, a large real
             matrix goes by panels that leave the cores to its products: its factors then differ from
-            those of the function alone by rounding.
+            those of the function alone by rounding, and so does the sign of a column whose pivot is
+            zero to rounding, without ``positive_diagonal``.
         dependent: "hold" takes the derivative that does not let dependent columns turn Q, as mode
             "r" always does. It is right for every loss of Q R and of the span of Q; one that reads
             Q and R with a gradient outside that span in dependent columns is not seen. By default

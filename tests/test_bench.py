@@ -367,6 +367,15 @@ def test_command_takes_a_file_and_writes_everything(tmp_path, capsys):
     assert "pivoted_qr, wm1" in capsys.readouterr().err
 
 
+def test_command_refuses_in_one_line(tmp_path, capsys):
+    missing, out = str(tmp_path / "missing.mtx"), tmp_path / "out"
+    assert main(["pivoted", "--tiny", "--matrix", missing, "--out", str(out)]) == 2
+    assert capsys.readouterr().err.startswith(f"{missing}:1: expected a readable file")
+    assert main(["--report", "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"{out}: there are no results\n"
+    assert not out.exists()
+
+
 def test_what_is_asked_of_a_gpu_is_counted(capsys):
     assert lowered.main(["100x8x4", "--dtype", "complex64"]) == 0
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]

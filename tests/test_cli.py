@@ -357,6 +357,28 @@ def test_conjugated_gradients_are_called_wrong(run, matrix, monkeypatch):
     assert qr["jaxqr"]["gradient"] == "wrong"
 
 
+@jax.custom_vjp
+def _turned_beside_a_gradient(a):
+    return jnp.linalg.qr(a)
+
+
+def _turned(a):
+    q, r = jnp.linalg.qr(a)
+    return -q, -r
+
+
+_turned_beside_a_gradient.defvjp(lambda a: jax.vjp(_turned, a), lambda pull, g: pull(g))
+
+
+def test_signs_are_those_of_the_factors_beside_the_gradient(run, matrix, monkeypatch):
+    """Where a pivot is zero to rounding, another algorithm may give its column another sign."""
+    monkeypatch.setattr(measuring, "_cases", _only_qr)
+    monkeypatch.setattr(measuring, "qr", _turned_beside_a_gradient)
+    status, printed, _ = run(matrix("a", _real(6, 3)))
+    (qr,) = printed["matrices"][0]["factorizations"]
+    assert (status, qr["jaxqr"]["gradient"]) == (0, "right")
+
+
 @pytest.mark.parametrize("fault", ["all of Q", "all of R"])
 def test_ill_conditioning_hides_no_fault(run, monkeypatch, fault):
     monkeypatch.setattr(measuring, "_cases", _only_qr)
@@ -512,6 +534,14 @@ def test_standard_input(monkeypatch, run):
     assert (status, printed["matrices"], err[:10]) == (2, [], "<stdin>:1:")
 
 
+def test_an_empty_name_is_told(run):
+    status, printed, err = run("")
+    (refused,) = printed["errors"]
+    assert (status, refused["file"]) == (2, "''")
+    assert refused["message"] == "expected a readable file, got: an empty name"
+    assert err == f"'':1: {refused['message']}\n"
+
+
 def test_only_bad_files_leave_stdout_empty(capsys):
     assert main(["no such file"]) == 2
     assert capsys.readouterr().out == ""
@@ -649,7 +679,61 @@ def test_a_closed_pipe_ends_it_quietly():
         command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, timeout=120, check=False
     )
     os.close(writer)
-    assert (done.returncode, done.stderr) == (1, b"")
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+_NOTHING_MEASURED = """
+import sys
+from decimal import Decimal
+from jaxqr import cli
+from jaxqr._linalg import tuning
+from jaxqr._linalg.crossovers import SHIPPED
+from jaxqr.cli import measuring, tune
+
+cli.measure = lambda *_: measuring.Report((0, 0), "float64", Decimal(0), None, 0, 0, 0, [])
+tune.tune = lambda *_: (tuning.Entry("cpu", "cpu", *tuning.release(), SHIPPED), [])
+sys.exit(cli.main())
+"""
+FULL = "standard output: No space left on device\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize(
+    ("redirected", "arguments", "status", "out", "err"),
+    [
+        (">/dev/full", [], 2, "", FULL),
+        (">/dev/full", ["--json"], 2, "", FULL),
+        (">/dev/full", ["--help"], 2, "", FULL),
+        (">/dev/full", ["tune", "--dry-run"], 2, "", FULL),
+        (">&-", [], 0, "", ""),
+        ("2>&-", [], 0, "Longley: 0 x 0", ""),
+        ("2>&-", ["missing.mtx"], 2, "", ""),
+        ("2>&-", ["tune", "--dry-run"], 0, "{\n", ""),
+        ("2>/dev/full", ["missing.mtx"], 2, "", ""),
+        ("2>/dev/full", ["--loud"], 2, "", ""),
+        (
+            "<&-",
+            ["-"],
+            2,
+            "",
+            "<stdin>:1: expected a readable file, got: standard input is closed\n",
+        ),
+    ],
+)
+def test_streams_that_are_full_or_closed(tmp_path, redirected, arguments, status, out, err):
+    shell = ["sh", "-c", f'exec "$@" {redirected}', "sh"]
+    done = subprocess.run(
+        [*shell, sys.executable, "-c", _NOTHING_MEASURED, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (status, err)
+    assert done.stdout.startswith(out)
+    assert bool(done.stdout) == bool(out)
 
 
 def test_runs_are_timed_in_turns(monkeypatch):

@@ -165,6 +165,25 @@ def test_round_trip(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_what_cannot_be_written_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "tuning.json"
+    path.mkdir()
+    with pytest.raises((IsADirectoryError, PermissionError)):
+        save([entry()], path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_link_is_written_through(tmp_path):
+    path, link = tmp_path / "of_this_machine.json", tmp_path / "tuning.json"
+    try:
+        link.symlink_to(path)
+    except OSError:
+        pytest.skip("no links here")
+    save([entry()], link)
+    assert link.is_symlink()
+    assert load(path) == [entry()]
+
+
 def test_table_is_read_once(file):
     save([entry()], file)
     first = tuning.crossovers()
@@ -200,10 +219,11 @@ def changed(**crossovers):
         changed(least_batch=-1),
         changed(least_batch=float("nan")),
         changed(most_columns=float("inf")),
+        changed(most_columns=10**400),
         changed(most_unrolled=1000),
         b"\xff\xfe\x00",
     ],
-    ids=map(str, range(17)),
+    ids=map(str, range(18)),
 )
 def test_broken_table_is_one_warning(text, file):
     file.write_bytes(text.encode() if isinstance(text, str) else text)
@@ -250,6 +270,11 @@ def test_place_of_the_file(system, environment, expected, tmp_path, monkeypatch)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # it is not there, and need not be
         assert tuning.crossovers() == {"cpu": SHIPPED}
+    default_path().mkdir(parents=True)
+    tuning._read.cache_clear()
+    with pytest.warns(UserWarning, match=r"tuning\.json is left out"):
+        assert tuning.crossovers() == {"cpu": SHIPPED}
+    default_path().rmdir()
     save([entry()], default_path())
     tuning._read.cache_clear()
     assert tuning.crossovers() == {"cpu": NOTHING}
@@ -380,6 +405,32 @@ def test_table_goes_where_it_can(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JAXQR_TUNING", str(blocked / "tuning.json"))
     assert cli.main(["tune"]) == 2
     assert str(blocked) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("there", "reason"),
+    [
+        ("my notes\n", "Expecting value"),
+        ('{"format": "jaxqr tuning 2", "entries": []}', "it is no table of the format"),
+        (changed(most_columns=10**400), "most_columns is 1000"),
+    ],
+)
+def test_what_is_no_table_is_not_measured_for(there, reason, file, monkeypatch, capsys):
+    monkeypatch.setattr(tune, "tune", lambda *_: pytest.fail("measured"))
+    file.write_text(there)
+    assert cli.main(["tune"]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f"{file}: {reason}")
+    assert err.endswith("; it is not overwritten\n")
+    assert (out, err.count("\n")) == ("", 1)
+    assert file.read_text() == there
+
+
+def test_an_empty_file_is_written(file, monkeypatch):
+    monkeypatch.setattr(tune, "tune", lambda *_: (entry(SHIPPED), []))
+    file.touch()
+    assert cli.main(["tune"]) == 0
+    assert load(file) == [entry(SHIPPED)]
 
 
 def test_file_named_tune_is_within_reach(tmp_path, monkeypatch, capsys):

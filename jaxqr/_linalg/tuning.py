@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
-import math
 import os
 import sys
 import tempfile
@@ -32,6 +31,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 ByPlatform = Mapping[str, Crossovers]
 SHIPPED_TABLE: ByPlatform = types.MappingProxyType({"cpu": SHIPPED})
 _FORMAT = "jaxqr tuning 1"
+_LARGEST = sys.float_info.max  # JSON has whole numbers beyond it
 _KEY = ("platform", "device_kind", "jax", "jaxlib")
 
 
@@ -103,14 +103,14 @@ def _read() -> ByPlatform:
     """What the user's file says of this release and these devices, over what is shipped."""
     named = os.environ.get(VARIABLE, "")
     file = path()
-    if file is None or not (named or os.path.isfile(file)):
+    if file is None or not (named or os.path.exists(file)):
         return SHIPPED_TABLE
     try:
         entries = load(file)
     except (OSError, ValueError) as error:
         warnings.warn(
-            f"{file} is left out: {error}. `python -m jaxqr tune` writes a new one, and "
-            f"{VARIABLE}=none does without",
+            f"{file} is left out: {error}. `python -m jaxqr tune` writes one where there is none, "
+            f"and {VARIABLE}=none does without",
             stacklevel=2,
         )
         return SHIPPED_TABLE
@@ -176,14 +176,28 @@ def load(file: Path) -> list[Entry]:
     return [_entry(entry) for entry in entries]
 
 
+def load_what_there_is(file: Path) -> list[Entry]:
+    """The entries of a file that may be written anew: none, if it is missing or empty.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is something else, and not ours to overwrite.
+    """
+    try:
+        empty = os.path.isfile(file) and not os.path.getsize(file)
+        return [] if empty else load(file)
+    except FileNotFoundError:
+        return []
+
+
 def save(entries: list[Entry], file: Path) -> None:
     """Write a file, in one step: who reads it meanwhile gets the old one or the new one."""
+    file = Path(os.path.realpath(file))  # a link stays one
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=file.parent, delete=False
-    ) as temporary:
-        temporary.write(text(entries))
-    os.replace(temporary.name, file)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        new = Path(folder) / file.name
+        new.write_text(text(entries), encoding="utf-8")
+        os.replace(new, file)
 
 
 def text(entries: list[Entry]) -> str:
@@ -202,8 +216,8 @@ def _entry(entry: Any) -> Entry:
     if not isinstance(numbers, dict) or not set(numbers) <= names:
         raise ValueError(f"crossovers are others than {', '.join(sorted(names))}")
     for name, x in numbers.items():
-        if type(x) not in (int, float) or not math.isfinite(x) or x < 0:
-            raise ValueError(f"{name} is {x!r}, and no number from 0 on")
+        if type(x) not in (int, float) or not 0 <= x <= _LARGEST:
+            raise ValueError(f"{name} is {x!r:.40}, and no number from 0 to {_LARGEST:.0e}")
     for name in ("most_unrolled", "most_unrolled_in_rules"):
         if numbers.get(name, 0) > MOST_UNROLLED:
             raise ValueError(f"{name} is {numbers[name]}, more than {MOST_UNROLLED}")

@@ -23,6 +23,7 @@ from jaxqr.cli import longley, reading, tables, tune
 from jaxqr.cli.measuring import Report, measure
 from jaxqr.cli.progress import Progress
 from jaxqr.cli.reading import MatrixMarketError
+from jaxqr.cli.streams import guarded, say, show
 
 _DESCRIPTION = """\
 Factor, differentiate, check and time the matrices in Matrix Market files.
@@ -42,8 +43,9 @@ FILE may be -, standard input.
 A file that cannot be read, or does not fit in memory, is told in one line,
 FILE:LINE: why. The others are still done.
 
-The exit status is 0; 1 if a gradient of jaxqr is wrong; 2 if a file was left out
-or the arguments are wrong; 130 if interrupted.
+The exit status is 0; 1 if a gradient of jaxqr is wrong; 2 if a file was left out,
+the arguments are wrong or the output cannot be written; 130 if interrupted; 141 if
+nobody reads the output to its end (| head).
 
 --json prints one object. Numbers that do not exist or are not finite are null.
   jaxqr, jax, platform  versions, and what the factorizations ran on
@@ -90,19 +92,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 if a gradient of jaxqr is wrong; 2 if a file could not be read or
         does not fit in memory; 130 if interrupted. An interrupt ends the process where the work
         cannot be ended alone.
+
+    Raises:
+        SystemExit: after --help, --version and wrong arguments; the output cannot be written (2),
+            or nobody reads it to its end (141).
     """
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["tune"]:
-        return tune.main(argv[1:])
-    arguments = _parser().parse_args(argv)
-    try:
-        return _run(_sources(arguments.files), arguments.dtype, arguments.json)
-    except BrokenPipeError:
-        # The reader has seen enough (| head). Python would complain once more when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    with guarded():
+        if argv[:1] == ["tune"]:
+            return tune.main(argv[1:])
+        arguments = _parser().parse_args(argv)
+        try:
+            return _run(_sources(arguments.files), arguments.dtype, arguments.json)
+        except KeyboardInterrupt:
+            return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -145,13 +148,12 @@ def _run(sources: list[_Source], dtype: str | None, as_json: bool) -> int:
             progress.clear()
             errors.append(_refusal(source.name, error, progress.doing))
             place = [str(errors[-1][key]) for key in ("file", "line") if errors[-1][key]]
-            print(_printable(f"{':'.join(place)}: {errors[-1]['message']}"), file=sys.stderr)
+            say(_printable(f"{':'.join(place)}: {errors[-1]['message']}"))
             continue
         except KeyboardInterrupt:
             progress.clear()
-            print(f"interrupted while doing {progress}", file=sys.stderr, flush=True)
+            say(f"interrupted while doing {progress}")
             if progress.busy:  # in compiled code perhaps, and Python would wait for it
-                sys.stdout.flush()
                 os._exit(130)
             return 130
         finally:
@@ -159,12 +161,12 @@ def _run(sources: list[_Source], dtype: str | None, as_json: bool) -> int:
         reports.append(report)
         matrices.append({"name": source.name, **dataclasses.asdict(report)})
         if not as_json:
-            print(tables.table(_printable(source.name), report, width), flush=True)
+            show(tables.table(_printable(source.name), report, width))
     if as_json:
-        print(_json({**_versions(), "matrices": matrices, "errors": errors}), flush=True)
+        show(_json({**_versions(), "matrices": matrices, "errors": errors}))
     elif matrices:
         versions = "jaxqr {jaxqr}, JAX {jax}, {platform}".format(**_versions())
-        print(tables.legend(width) + versions + busy, flush=True)
+        show(tables.legend(width) + versions + busy)
     wrong = any(f.jaxqr.gradient == "wrong" for report in reports for f in report.factorizations)
     return 2 if errors else int(wrong)
 

@@ -186,13 +186,13 @@ def _compiled(factorize: _Factorize) -> Callable[..., Any]:
 
 @functools.cache
 def _compiled_gradient(factorize: _Factorize) -> Callable[..., Any]:
-    """Value and gradient of Re<first, F1> + Re<second, F2>, F1 and F2 the two factors."""
+    """Value of Re<first, F1> + Re<second, F2>, F1 and F2 the two factors; those; the gradient."""
 
-    def loss(a: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
+    def loss(a: jax.Array, first: jax.Array, second: jax.Array) -> tuple[jax.Array, Any]:
         factors = factorize(a)
-        return jnp.vdot(first, factors[0]).real + jnp.vdot(second, factors[1]).real
+        return jnp.vdot(first, factors[0]).real + jnp.vdot(second, factors[1]).real, factors
 
-    return jax.jit(jax.value_and_grad(loss))
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 # One factorization: factors, gradients, times.
@@ -230,25 +230,34 @@ def _trial(
     case: _Case, factorize: _Factorize, a: _Array, find_differences: _FindDifferences
 ) -> _Trial:
     run = functools.partial(_compiled(factorize), jnp.asarray(a))
-    first, second, *permutation = (_double(np.asarray(output)) for output in run())
     # A and R in units of `scale`, so that no square overflows or vanishes.
     relative, scale = _scaled(a)
-    q, r = _as_qr(case, (first, second))
-    factors = q, r / scale
-    columns = tuple(permutation[0].astype(int).tolist()) if permutation else ()
-    differences = find_differences(columns)
-    w, z = weights = _weights(factors, differences)
+    factors, columns = _read_off(case, run(), scale)
+    errors = _factor_errors(_as_b(case, relative, columns), factors)
+    w, z = weights = _weights(factors, find_differences(columns))
     arguments = (weight.astype(a.dtype) for weight in _as_qr(case, (w, z / scale)))
     run_gradient = functools.partial(_compiled_gradient(factorize), jnp.asarray(a), *arguments)
-    found = _double(np.asarray(run_gradient()[1])) * scale
+    (_, outputs), gradient = run_gradient()
+    found = _double(np.asarray(gradient)) * scale
+    # It is that of the factors beside it: another program may round to other signs and pivots.
+    factors, columns = _read_off(case, outputs, scale)
+    differences = find_differences(columns)
     error = None
     if differences and np.isfinite(found).all():
         found_in_b = _as_b(case, found.conj(), columns)
         error = _gradient_error(found_in_b, factors, weights, differences)
     tolerance = _tolerance(a, differences)
     verdict = _verdict(found, error, tolerance)
-    errors = _factor_errors(_as_b(case, relative, columns), factors)
     return _Trial(*errors, verdict, error, tolerance, run, run_gradient)
+
+
+def _read_off(
+    case: _Case, outputs: Sequence[jax.Array], scale: float
+) -> tuple[_Pair, tuple[int, ...]]:
+    """Q and R of B, R in units of `scale`, and the permutation, if there is one."""
+    first, second, *permutation = (_double(np.asarray(output)) for output in outputs)
+    q, r = _as_qr(case, (first, second))
+    return (q, r / scale), tuple(permutation[0].astype(int).tolist()) if permutation else ()
 
 
 def _as_qr(case: _Case, factors: _Pair) -> _Pair:

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from jaxqr.cli.streams import say
+
 PATIENCE = 10.0
 """Seconds of silence before the first plain line."""
 
@@ -71,11 +73,11 @@ class Progress:
         while not concurrent.futures.wait([done], patience).done:
             patience *= 2
             if not sys.stderr.isatty():
-                print(f"{self} ...", file=sys.stderr, flush=True)
+                say(f"{self} ...")
         self.busy = False
         return done.result()
 
     @staticmethod
     def _write(text: str) -> None:
         if sys.stderr.isatty():
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+            say(f"\r\x1b[K{text}", end="")

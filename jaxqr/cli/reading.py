@@ -11,7 +11,8 @@ Where the format leaves a choice, or readers differ:
 * every number must be finite in the type that is asked for, and a whole number fit 64 bits;
 * a line holds one entry and nothing else. SciPy reads 1.0D2 and 1_0 as 1, and a skew-symmetric
   array that has been cut short; it dies of an empty array, and of a symmetric one that is not
-  square. So none of these comes to SciPy.
+  square. So none of these comes to SciPy;
+* a pattern has coordinates: an array of it, which SciPy lets pass, is none.
 """
 
 import bz2
@@ -73,7 +74,10 @@ def read(path: str | os.PathLike[str], dtype: npt.DTypeLike | None = None) -> np
             dense matrix beyond 2**27 entries.
     """
     file = _File(os.fspath(path))
+    file.check_banner()
     m, n, count, layout, field, symmetry = file.ask(scipy.io.mminfo, blame=1)
+    if (layout, field) == ("array", "pattern"):
+        file.fail(0, "expected an array of numbers (real, complex or integer), got pattern")
     dtype = np.dtype(dtype or (np.complex128 if field == "complex" else np.float64))
     if field == "complex" and dtype.kind != "c":
         file.fail(0, f"expected a field that fits {dtype}, got complex")
@@ -121,10 +125,10 @@ class _File:
     """The lines of a file that say something, banner, size line and entries, and their numbers."""
 
     def __init__(self, path: str) -> None:
-        self.name = "<stdin>" if path == "-" else path
+        self.name = {"-": "<stdin>", "": "''"}.get(path, path)
         self.numbers = [1]
         try:
-            content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+            content = _content(path)
             if content.startswith((b"\x1f\x8b", b"BZh")):
                 content = (bz2 if content.startswith(b"B") else gzip).decompress(content)
         except (OSError, ValueError, EOFError, zlib.error) as error:
@@ -149,6 +153,13 @@ class _File:
             _, place, reason = re.split(r"^(?:Line (\d+): )?", str(error), maxsplit=1)
             self.fail(int(place) - 1 if place else blame, _shown(reason))
 
+    def check_banner(self) -> None:
+        """Refuse one with too few words, of which SciPy names none. More are ignored, as there."""
+        name, *words = self.lines[0].split() or [b""]
+        if name.endswith(b"%MatrixMarket") and len(words) < 4:
+            expected = "%%MatrixMarket matrix FORMAT FIELD SYMMETRY"
+            self.fail(0, f"expected {expected}, got {_shown(self.lines[0])}")
+
     def check_entries(self, count: int, place: list[bytes], field: str) -> None:
         """Refuse lines that are no entries, and more or fewer of them than there should be."""
         words = place + _VALUES.get(field, [_NUMBER])
@@ -163,6 +174,16 @@ class _File:
         if entries > count:
             got = _shown(self.lines[2 + count])
             self.fail(2 + count, f"expected the end of the file after {_entries(count)}, got {got}")
+
+
+def _content(path: str) -> bytes:
+    if not path:  # which pathlib takes for the folder at hand
+        raise OSError("an empty name")
+    if path != "-":
+        return Path(path).read_bytes()
+    if sys.stdin is None:
+        raise OSError("standard input is closed")
+    return sys.stdin.buffer.read()
 
 
 def _entries(count: int) -> str:

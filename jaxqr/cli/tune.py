@@ -10,9 +10,9 @@ import dataclasses
 import functools
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from jaxqr._linalg.crossovers import MOST_UNROLLED, NEVER, NOTHING, Crossovers
 from jaxqr._linalg.products import matmul
 from jaxqr.cli.differences import normal
 from jaxqr.cli.progress import Progress
+from jaxqr.cli.streams import say, show
 
 _DESCRIPTION = """\
 Time the factorizations on this machine's default device, in less than two minutes,
@@ -32,7 +33,8 @@ programs started from then on, method="auto" chooses by them on that kind of dev
 with these versions of jax and jaxlib. Nothing else should run meanwhile.
 
 The file is in the user's cache directory. The environment variable JAXQR_TUNING
-names another, to write as to read; or "none", and what is there is not read.
+names another, to write as to read; or "none", and what is there is not read. A
+file that is there and no such table is not overwritten.
 """
 
 MARGIN = 1.05
@@ -133,8 +135,8 @@ def main(argv: Sequence[str]) -> int:
         argv: the arguments after ``tune``.
 
     Returns:
-        The exit status: 0; 2 if the file could not be written; 130 if interrupted. An interrupt
-        ends the process where the work cannot be ended alone.
+        The exit status: 0; 2 if the file is something else or could not be written; 130 if
+        interrupted. An interrupt ends the process where the work cannot be ended alone.
     """
     parser = argparse.ArgumentParser(
         prog="python -m jaxqr tune",
@@ -145,42 +147,53 @@ def main(argv: Sequence[str]) -> int:
         "--dry-run", action="store_true", help="print what would be written, and write nothing"
     )
     arguments = parser.parse_args(argv)
+    try:
+        tuning.load_what_there_is(_file())  # told now, not in two minutes
+    except (OSError, ValueError) as error:
+        return _refused(error)
     progress = Progress("tune")
     try:
         measured, left_out = progress.during(functools.partial(tune, Effort(), progress, LADDERS))
     except KeyboardInterrupt:
         progress.clear()
-        print(f"interrupted while doing {progress}", file=sys.stderr, flush=True)
+        say(f"interrupted while doing {progress}")
         if progress.busy:
             os._exit(130)
         return 130
     progress.clear()
     if left_out:
-        print(f"no time was left for {', '.join(left_out)}: as before", file=sys.stderr)
+        say(f"no time was left for {', '.join(left_out)}: as before")
     return _hand_over(measured, arguments.dry_run)
 
 
 def _hand_over(measured: tuning.Entry, dry_run: bool) -> int:
     """Print or write the table: this entry, and those of other devices and releases."""
-    read = tuning.path()
-    file = read or tuning.default_path()
+    file = _file()
     try:
-        others = [entry for entry in tuning.load(file) if entry.key != measured.key]
-    except (OSError, ValueError):  # none, or one that could not be read
-        others = []
-    entries = [*others, measured]
+        there = tuning.load_what_there_is(file)
+        entries = [*(entry for entry in there if entry.key != measured.key), measured]
+        if not dry_run:
+            tuning.save(entries, file)
+    except (OSError, ValueError) as error:  # it has changed meanwhile, or cannot be written
+        return _refused(error)
     if dry_run:
-        print(tuning.text(entries), end="")
+        show(tuning.text(entries), end="")
         return 0
-    try:
-        tuning.save(entries, file)
-    except OSError as error:
-        print(f"{file}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    print(f"written: {file}")
-    if read is None:
-        print(f"It is not read as long as {tuning.VARIABLE} is none.")
+    show(f"written: {file}")
+    if tuning.path() is None:
+        show(f"It is not read as long as {tuning.VARIABLE} is none.")
     return 0
+
+
+def _file() -> Path:
+    return tuning.path() or tuning.default_path()
+
+
+def _refused(error: OSError | ValueError) -> int:
+    """Tell why the file cannot be written, or is not to be."""
+    reason = getattr(error, "strerror", None) or f"{error}; it is not overwritten"
+    say(f"{_file()}: {reason}")
+    return 2
 
 
 def tune(

@@ -116,7 +116,8 @@ def sharded_lstsq(
     """The x that minimizes ||A x - b||^2 + ridge ||x||^2, of A and b sharded by rows.
 
     Args:
-        a: (..., m, n) with m >= n; b (..., m) or (..., m, nrhs), with the same batch axes as a.
+        a: (..., m, n) with m >= n.
+        b: (..., m) or (..., m, nrhs), with the same batch axes as a.
         mesh, row_axes, batch_axes: as in :func:`sharded_qr`.
         ridge, forward_mode, reduction: as in :func:`jaxqr.distributed.lstsq`; ridge is a scalar.
 
