@@ -426,6 +426,16 @@ def test_what_is_no_table_is_not_measured_for(there, reason, file, monkeypatch, 
     assert file.read_text() == there
 
 
+def test_what_is_spoilt_in_the_cache_is_written_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "tune", lambda *_: (entry(SHIPPED), []))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAXQR_TUNING", raising=False)
+    default_path().parent.mkdir(parents=True)
+    default_path().write_text("{")
+    assert cli.main(["tune"]) == 0
+    assert load(default_path()) == [entry(SHIPPED)]
+
+
 def test_an_empty_file_is_written(file, monkeypatch):
     monkeypatch.setattr(tune, "tune", lambda *_: (entry(SHIPPED), []))
     file.touch()

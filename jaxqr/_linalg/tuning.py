@@ -109,8 +109,8 @@ def _read() -> ByPlatform:
         entries = load(file)
     except (OSError, ValueError) as error:
         warnings.warn(
-            f"{file} is left out: {error}. `python -m jaxqr tune` writes one where there is none, "
-            f"and {VARIABLE}=none does without",
+            f"{file} is left out: {error}. `python -m jaxqr tune` writes a new one, where "
+            f"{VARIABLE} does not name it; {VARIABLE}=none does without",
             stacklevel=2,
         )
         return SHIPPED_TABLE
@@ -177,16 +177,20 @@ def load(file: Path) -> list[Entry]:
 
 
 def load_what_there_is(file: Path) -> list[Entry]:
-    """The entries of a file that may be written anew: none, if it is missing or empty.
+    """The entries of a file that may be written anew: none, if it is missing, empty or spoilt.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is something else, and not ours to overwrite.
+        ValueError: it is something else, and not ours to overwrite, as what is in the cache is.
     """
     try:
         empty = os.path.isfile(file) and not os.path.getsize(file)
         return [] if empty else load(file)
     except FileNotFoundError:
+        return []
+    except ValueError:
+        if file != default_path():
+            raise
         return []
 
 

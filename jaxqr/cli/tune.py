@@ -34,7 +34,7 @@ with these versions of jax and jaxlib. Nothing else should run meanwhile.
 
 The file is in the user's cache directory. The environment variable JAXQR_TUNING
 names another, to write as to read; or "none", and what is there is not read. A
-file that is there and no such table is not overwritten.
+file that it names and that is no such table is not overwritten.
 """
 
 MARGIN = 1.05
