@@ -161,7 +161,7 @@ def central_difference(f, a, da, step: float = 1e-5):
 @contextlib.contextmanager
 def panels_of_few_columns(monkeypatch) -> Iterator[None]:
     """Small matrices by panels, with several panels, pieces and blocks each."""
-    monkeypatch.setattr(panels, "_ASLEEP", 64)
+    monkeypatch.setattr(panels, "ASLEEP", 64)
     monkeypatch.setattr(panels, "_MOST_COLUMNS", 4)
     monkeypatch.setattr(panels, "_LEAST_COLUMNS", 1)
     monkeypatch.setattr(panels, "_MOST_GROUPS", 2)

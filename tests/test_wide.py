@@ -12,7 +12,7 @@ import jaxqr
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("shape", [(20, 50), (3, 20, 25), (1, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(20, 50), (3, 20, 27), (1, 3), (70, 120)], ids=str)
 def test_factors_and_gradients_are_householders(shape, dtype):
     a = jnp.asarray(gaussian(shape, dtype))
     tol = tolerance(dtype, shape, 100.0)
@@ -39,7 +39,9 @@ def factored_by_lapack(shape, dtype="float64", **options):
 
 def test_auto_takes_the_leading_block_of_wide_input():
     assert factored_by_lapack((20, 50)) == (False, True)
-    assert factored_by_lapack((20, 50), mode="r") == (False, True)
+    assert factored_by_lapack((7, 16)) == (True, False)  # it takes microseconds
+    assert factored_by_lapack((100, 120), mode="r") == (False, True)
+    assert factored_by_lapack((20, 50), mode="r") == (True, False)  # it wakes no thread
     assert factored_by_lapack((20, 22)) == (True, False)
     assert factored_by_lapack((20, 50), method="householder") == (True, False)
     assert factored_by_lapack((20, 50), dtype="complex128") == (True, False)

@@ -50,7 +50,7 @@ def _best(c: Crossovers, a: Array, mode: str, method: str) -> str:
         return "cholesky"
     if method == BEFORE_PRODUCTS and panels.suits(c, a, mode):
         return "panels" if a.shape[-2] >= a.shape[-1] else "wide, by panels"
-    return "wide" if wide.suits(c, a) else "householder"
+    return "wide" if wide.suits(c, a, mode) else "householder"
 
 
 def q_times(a: Array, r: Array, c: Array, method: str) -> Array:

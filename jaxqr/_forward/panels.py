@@ -25,12 +25,11 @@ from jax.numpy.linalg import qr as jax_qr
 from jaxqr._linalg.algebra import diagonal, materialized, matmul, solve_left
 from jaxqr._linalg.batching import are_known, over_leading_axes
 from jaxqr._linalg.blocked import LAPACK_TAKES_BATCHES
-from jaxqr._linalg.crossovers import Crossovers
+from jaxqr._linalg.crossovers import ASLEEP, Crossovers
 from jaxqr._linalg.layouts import by_rows
 from jaxqr._linalg.reflectors import Reflectors
 from jaxqr._linalg.scaling import divided, units_at_the_ends
 
-_ASLEEP = 8192  # elements that LAPACK factors in the thread that calls
 _MOST_COLUMNS = 31  # of a panel: a triangle of 32 it solves with by threads
 _LEAST_COLUMNS = 24
 _PANELS = 4  # of a block
@@ -111,13 +110,13 @@ def _factored(a: Array) -> list[Step]:
 
 def _columns_of_a_panel(m: int) -> int:
     """The most for which the top and what the pieces leave are as small as a piece."""
-    fits = (b for b in range(_MOST_COLUMNS, 1, -1) if b * b * (1 + _pieces(m, b)) <= _ASLEEP)
+    fits = (b for b in range(_MOST_COLUMNS, 1, -1) if b * b * (1 + _pieces(m, b)) <= ASLEEP)
     return next(fits, 1)
 
 
 def _pieces(m: int, b: int) -> int:
     """Into how many the rows below the top are cut, of m rows and b columns."""
-    return 0 if m * b <= _ASLEEP else -(-(m - b) // (_ASLEEP // b))
+    return 0 if m * b <= ASLEEP else -(-(m - b) // (ASLEEP // b))
 
 
 def _shares(blocks: int) -> list[int]:

@@ -11,16 +11,21 @@ from jax import Array
 
 from jaxqr._forward import householder
 from jaxqr._linalg.batching import are_known
-from jaxqr._linalg.crossovers import Crossovers
+from jaxqr._linalg.crossovers import ASLEEP, Crossovers
 from jaxqr._linalg.products import adjoint_of_factor, matmul
 
+_FEW = 512  # elements: LAPACK's calls take a few microseconds, and products as many
 
-def suits(c: Crossovers, a: Array) -> bool:
-    """Whether a (..., m, n) is wide enough to gain, and real: complex products are slow."""
+
+def suits(c: Crossovers, a: Array, mode: str) -> bool:
+    """Whether a (..., m, n) is wide enough to gain, and real: complex products are slow.
+
+    R alone gains where LAPACK's threads would wake.
+    """
     m, n = a.shape[-2:]
-    if not are_known(m, n):
+    if not are_known(m, n) or jnp.iscomplexobj(a):
         return False
-    return n > m and n >= c.least_width * m and not jnp.iscomplexobj(a)
+    return n > m and n >= c.least_width * m and m * n > (ASLEEP if mode == "r" else _FEW)
 
 
 def qr(a: Array, mode: str, of_leading: Callable[..., tuple[Array, ...]]) -> tuple[Array, ...]:

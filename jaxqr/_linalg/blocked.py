@@ -300,7 +300,8 @@ Product = Callable[[Array, Array, Array], Array]
 
 
 def _divided_first(x: Array, y: Array, d: Array) -> Array:
-    return over_leading_axes(matmul)(x, divided(y, d))
+    product: Array = over_leading_axes(matmul)(x, divided(y, d))
+    return product
 
 
 def _divided_last(x: Array, y: Array, d: Array) -> Array:

@@ -43,6 +43,7 @@ import jaxlib.version
 
 NEVER = 2**40  # a least size that nothing has
 MOST_UNROLLED = 24  # beyond it compiling takes minutes
+ASLEEP = 8192  # elements that OpenBLAS's LAPACK factors in the thread that calls
 
 # Until jaxlib 0.11.1 XLA took sums anew for each element that they went into, so that elimination
 # with the batch axis innermost pays for few rows alone: 4000 of 8 x 8 take 5.2 ms (by LAPACK 14),

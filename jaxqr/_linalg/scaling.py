@@ -5,8 +5,6 @@ squares of 1e20 do in float32. So factors are measured in units of their own siz
 where a factorization commutes with the scaling of columns, and results are brought back at the end.
 """
 
-import functools
-
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -42,15 +40,19 @@ def units_at_the_ends(x: Array) -> Array:
     before their norms do.
     """
     limits = jnp.finfo(x.dtype)
-    parts = (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
-    largest = functools.reduce(jnp.maximum, map(_largest_of_columns, parts))
+    largest = _largest_of_columns(x)
     low, high = float(limits.tiny / limits.eps**1.5), float(limits.max * limits.eps)
     within = (largest > low) & (largest < high)
-    return jnp.where(within, jnp.ones_like(largest), unit(largest)).astype(x.dtype)
+    units = jnp.where(within, jnp.ones_like(largest), unit(largest)).astype(x.dtype)
+    # XLA would find them anew for each element that it multiplies with them.
+    in_memory: Array = lax.optimization_barrier(units)
+    return in_memory
 
 
 def _largest_of_columns(x: Array) -> Array:
-    """Of real x; without |x|, for which XLA would copy a transpose."""
+    """Of real x without |x|, for which XLA would copy a transpose."""
+    if jnp.iscomplexobj(x):
+        return jnp.max(magnitudes(x), axis=-2, keepdims=True, initial=0)
     most, least = (f(x, axis=-2, keepdims=True, initial=0) for f in (jnp.max, jnp.min))
     return jnp.maximum(most, -least)
 
