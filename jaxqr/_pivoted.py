@@ -40,9 +40,9 @@ class PivotedQR:
     positive_diagonal: bool
     caller = "pivoted_qr"
 
-    def forward(self, a: Array, *noise: Array) -> Arrays:
+    def forward(self, a: Array, *chances: Array) -> Arrays:
         """(q, r, p), or (r, p)."""
-        *factors, p = pivoting.pivoted_qr(a, self.mode, self.k, *noise)
+        *factors, p = pivoting.pivoted_qr(a, self.mode, self.k, *chances)
         return *(with_positive_diagonal(*factors) if self.positive_diagonal else factors), p
 
     def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
@@ -113,26 +113,26 @@ class PivotedQR:
 
 
 class RandomlyPivotedQR(PivotedQR):
-    """Likewise; a second argument, the noise in the choice of pivots, is constant."""
+    """Likewise; two more arguments, noise and temperature of the choice of pivots, are constant."""
 
     def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
-        """As without noise, and the noise."""
-        a, noise = args
-        return (*super().residuals((a,), outputs), noise)
+        """As without chances, and these."""
+        a, *chances = args
+        return (*super().residuals((a,), outputs), *chances)
 
     def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
-        """As without noise."""
-        return super().pushforward(residuals[:-1], tangents[:1])
+        """As without chances."""
+        return super().pushforward(residuals[:-2], tangents[:1])
 
     def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
-        """(a_bar, None)."""
-        return *super().pullback(residuals[:-1], cotangents), None
+        """(a_bar, None, None)."""
+        return *super().pullback(residuals[:-2], cotangents), None, None
 
     def recovered(self, residuals: list[Arrays]) -> tuple[list[Arrays], Arrays | None]:
-        """The series of (a, noise), and the outputs, where Q is among them."""
-        args, outputs = super().recovered([term[:-1] for term in residuals])
-        noises = [term[-1] for term in residuals]
-        return [(a, noise) for (a,), noise in zip(args, noises, strict=True)], outputs
+        """The series of (a, noise, temperature), and the outputs, where Q is among them."""
+        args, outputs = super().recovered([term[:-2] for term in residuals])
+        chances = [term[-2:] for term in residuals]
+        return [(a, *pair) for (a,), pair in zip(args, chances, strict=True)], outputs
 
 
 class PivotedOptions(Options, total=False):
@@ -237,7 +237,7 @@ def pivoted_qr(
     k = min(a.shape[-2:]) if rank is None else _rank(rank, mode, a)
     *q, r, p = _factors(
         a,
-        _noise(a, k, temperature, key),
+        _chances(a, k, temperature, key),
         mode=mode,
         k=k,
         forward_mode=forward_mode,
@@ -278,10 +278,10 @@ def _rank(given: Any, mode: str, a: Array) -> int:
     return rank
 
 
-def _noise(a: Array, k: int, temperature: Any, key: Any) -> Array | None:
-    """The noise in the choice of pivots, (..., k, n), constant; None if they are not random."""
+def _chances(a: Array, k: int, temperature: Any, key: Any) -> Arrays:
+    """Noise (..., k, n) and temperature of the choice of pivots; none if they are not random."""
     if temperature is None and key is None:
-        return None
+        return ()
     if temperature is None or key is None:
         given, missing = ("key", "temperature") if temperature is None else ("temperature", "key")
         raise ValueError(
@@ -299,13 +299,13 @@ def _noise(a: Array, k: int, temperature: Any, key: Any) -> Array | None:
         raise kind(
             f"pivoted_qr expects key to be one key of jax.random, as jax.random.key(0) is. {error}"
         ) from None
-    return lax.stop_gradient(heat.astype(real) * gumbel)
+    return lax.stop_gradient((gumbel, heat.astype(real)))
 
 
 @functools.partial(jax.jit, static_argnames=("mode", "k", "forward_mode", "positive_diagonal"))
 def _factors(
     a: Array,
-    noise: Array | None,
+    chances: Arrays,
     *,
     mode: str,
     k: int,
@@ -313,12 +313,8 @@ def _factors(
     positive_diagonal: bool,
 ) -> Arrays:
     scalar = compute_dtype(a.dtype)
-    if noise is None:
-        rule = PivotedQR(mode, k, positive_diagonal)
-        *factors, p = differentiated(rule, forward_mode)(a.astype(scalar))
-    else:
-        rule = RandomlyPivotedQR(mode, k, positive_diagonal)
-        args = varying_alike([a.astype(scalar), noise])
-        *factors, p = differentiated(rule, forward_mode)(*args)
+    of = RandomlyPivotedQR if chances else PivotedQR
+    args = varying_alike([a.astype(scalar), *chances])
+    *factors, p = differentiated(of(mode, k, positive_diagonal), forward_mode)(*args)
     dtype = result_dtype(a.dtype)
     return *(x.astype(dtype) for x in factors), p

@@ -81,7 +81,8 @@ def _log_probability(r: Array, temperature: Array, residual: Array | None) -> Ar
     *batch, k, n = r.shape
     steps = jnp.broadcast_to(jnp.triu(jnp.ones((k, n), bool)), r.shape)  # column i at step j <= i
     r = jnp.where(steps, r, 0).astype(scalar)
-    heat = jnp.broadcast_to(temperature.astype(real), batch)[..., None, None]
+    heat = jnp.maximum(temperature.astype(real), float(jnp.finfo(real).tiny))  # XLA flushes others
+    heat = jnp.broadcast_to(heat, batch)[..., None, None]
 
     # Squared norms in units of their columns.
     whole = r if residual is None else jnp.concatenate([r, residual.astype(scalar)], axis=-2)
@@ -90,8 +91,12 @@ def _log_probability(r: Array, temperature: Array, residual: Array | None) -> Ar
     c = lax.cumsum(squares, axis=squares.ndim - 2, reverse=True)[..., :k, :]
 
     left = steps & (c > 0)
-    logs = (jnp.log(jnp.where(left, c, 1)) + 2 * jnp.log(size)) / heat
+    logs = jnp.log(jnp.where(left, c, 1)) + 2 * jnp.log(size)
     any_left = jnp.any(left, axis=-1, keepdims=True)
+    # Beside the largest, so that only what is improbable leaves the range of the type.
+    least = float(jnp.finfo(real).min)
+    most = jnp.max(jnp.where(left, logs, least), axis=-1, keepdims=True, initial=least)
+    logs = jnp.where(left, logs - lax.stop_gradient(most), 0) / heat
     merits = jnp.where(left, logs, jnp.where(any_left, -jnp.inf, 0))
     chosen = jnp.diagonal(merits, axis1=-2, axis2=-1)
     log_pi = chosen - jax.nn.logsumexp(merits, axis=-1)

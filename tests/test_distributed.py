@@ -554,6 +554,44 @@ def test_meshes_with_explicit_axes():
     assert got[1][0].sharding.is_equivalent_to(NamedSharding(mesh, P("rows")), 2)
 
 
+def test_arrays_on_other_devices_are_moved():
+    """Those put on one device, on part of the mesh, or there in another order; a ridge, too."""
+    mesh, devices = mesh_of((4,)), np.array(jax.devices("cpu"))
+    a, b = matrix((8, 4)), gaussian((8,))
+    on_one = jax.sharding.SingleDeviceSharding(devices[5])
+    others = [Mesh(devices[at], ("rows",)) for at in (slice(2), slice(3, None, -1))]
+    for f, args, spec in (
+        (distributed.sharded_qr, (a,), P("rows")),
+        (distributed.sharded_lq, (a.T,), P(None, "rows")),
+        (distributed.sharded_lstsq, (a, b), P("rows")),
+    ):
+        ridge = [0.5] if len(args) == 2 else []
+        expected = f(*args, mesh, "rows", *ridge)
+        for sharding in (on_one, *(NamedSharding(other, spec) for other in others)):
+            moved = jax.device_put(args, sharding)
+            got = f(*moved, mesh, "rows", *jax.device_put(ridge, on_one))
+            assert_close(got, expected, 0)
+            for x, y in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
+                assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
+
+
+@pytest.mark.parametrize("reduction", ["tree", "gather"])
+def test_no_columns(reduction):
+    mesh = mesh_of((4,))
+
+    def all_of(a):
+        b = jnp.ones((8, 3))
+        q, r = distributed.sharded_qr(a, mesh, "rows", reduction=reduction)
+        options = {"ridge": 1.0, "reduction": reduction}
+        x = distributed.sharded_lstsq(a, b, mesh, "rows", reduction=reduction)
+        y = distributed.sharded_lstsq(a, b, mesh, "rows", forward_mode=True, **options)
+        return q, r, x, y
+
+    out, pull = jax.vjp(all_of, jnp.zeros((8, 0)))
+    assert [x.shape for x in out] == [(8, 0), (0, 0), (0, 3), (0, 3)]
+    assert pull(out)[0].shape == (8, 0)
+
+
 def test_types():
     mesh = mesh_of((2,))
     for dtype, result in (("bfloat16", "bfloat16"), ("int32", "float32")):
@@ -593,7 +631,7 @@ def test_lowering(platform):
 
 
 def test_errors():
-    mesh = mesh_of((4,))
+    mesh, square = mesh_of((4,)), mesh_of((2, 2), ("x", "y"))
     qr, lq, lstsq = distributed.sharded_qr, distributed.sharded_lq, distributed.sharded_lstsq
     for call, message in (
         (lambda: qr(jnp.ones((10, 2)), mesh, "rows"), "multiple of 4.* Got 10; 2 of zeros"),
@@ -604,10 +642,21 @@ def test_errors():
         (lambda: qr(jnp.ones((8, 2)), mesh, ("rows", "y")), "Got 'y'"),
         (lambda: qr(jnp.ones(8), mesh, "rows"), r"\(\.\.\., m, n\)"),
         (lambda: qr(jnp.ones((8, 2)), mesh, "rows", reduction="star"), "sharded_qr .* Got 'star'"),
-        (lambda: qr(jnp.ones((3, 8, 2)), mesh, "rows", batch_axes="rows"), "multiple of 4"),
+        (lambda: qr(jnp.ones((3, 8, 2)), square, "x", batch_axes="y"), "multiple of 2"),
         (lambda: lstsq(jnp.ones((8, 2)), jnp.ones(4), mesh, "rows"), r"b of shape \(4,\)"),
         (lambda: lstsq(jnp.ones((8, 2)), jnp.ones(8), mesh, "rows", -1.0), "negative"),
         (lambda: lstsq(jnp.ones((8, 2)), jnp.ones(8), mesh, "rows", jnp.ones(2)), "scalar"),
+        (lambda: qr(jnp.ones((0, 0)), mesh, "rows"), "sharded_qr expects each .* have rows. Got 0"),
+        (lambda: lq(jnp.ones((0, 0)), mesh, "rows"), "sharded_lq .* to have columns. Got 0"),
+        (lambda: qr(jnp.ones((8, 2)), mesh, ("rows",) * 2), "row_axes to name different axes. Got"),
+        (
+            lambda: lq(jnp.ones((4, 2, 8)), mesh, "rows", batch_axes="rows"),
+            r"sharded_lq expects column_axes and batch_axes .* Got \('rows', 'rows'\)",
+        ),
+        (
+            lambda: distributed.tsqr(jnp.ones((8, 2)), ("rows",) * 2),
+            "tsqr expects axis_name to name",
+        ),
         (lambda: distributed.tsqr(jnp.ones((8, 2)), "rows"), "jax.shard_map around it"),
         (lambda: distributed.lstsq(jnp.ones((8, 2)), jnp.ones(8), "rows"), "shard_map around it"),
     ):

@@ -21,6 +21,9 @@ from numerics import (
 )
 
 import jaxqr
+from jaxqr._forward import pivoting
+
+KEY = jax.random.key(0)
 
 
 def h(x):
@@ -94,6 +97,47 @@ def test_cold_pivots_are_those_of_largest_norm(shape, dtype):
         cold = cool(temperature)
         assert (cold[2] == greedy[2]).all()
         assert_close(cold[:2], greedy[:2], tolerance(dtype, shape))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
+def test_cold_pivots_of_columns_far_apart(dtype):
+    """Norms span more than the type's range; of the largest columns nothing is left after one."""
+    far = 0.4 * np.finfo(dtype).maxexp * np.log10(2)
+    greedy = jax.jit(lambda a: jaxqr.pivoted_qr(a, mode="r")[1])
+    cold = jax.jit(lambda a: jaxqr.pivoted_qr(a, mode="r", temperature=0.0, key=KEY)[1])
+    elsewhere = jax.jit(lambda a: pivoting._like_lapack(a, "r", 4)[1])
+    powers = far * np.array([2.0, -1.5, -0.9, -2.0])
+    scales = jnp.asarray(10.0**powers, dtype)[None]
+    apart = scales * jnp.asarray(gaussian((4, 4), dtype))
+    few = jnp.diag(scales[0]).at[1].set(0).at[0, 1].set(scales[0, 0])  # twice the largest
+    for a in (apart, few, few[:, ::-1]):
+        expected = greedy(a)
+        assert (cold(a) == expected).all()
+        assert (elsewhere(a) == expected).all()
+
+
+def test_frequencies_of_columns_far_apart():
+    """Those of which log_probability says that they may come do; zero columns come last."""
+    scales = jnp.array([1e-30, 0.0, 1e30, 1e-8], "float32")
+    keys = jax.random.split(KEY, 4000)
+
+    @jax.jit
+    def draw(temperature):
+        def pivots(key):
+            r = jaxqr.pivoted_qr(jnp.diag(scales), mode="r", temperature=temperature, key=key)
+            return r[1]
+
+        return jax.vmap(pivots)(keys)
+
+    for temperature in (50.0, 3e38, 1e308, np.inf):
+        drawn = np.asarray(draw(jnp.float64(temperature)))
+        assert (drawn[:, 3] == 1).all()
+        for order in itertools.permutations([0, 2, 3]):
+            r = jnp.diag(scales)[:, np.array([*order, 1])]
+            p = np.exp(jaxqr.log_probability(r[jnp.array([*order, 1])], temperature))
+            seen = (drawn[:, :3] == np.array(order)).all(axis=1).mean()
+            assert abs(seen - p) <= 5 * np.sqrt(p * (1 - p) / len(keys))
+            assert temperature < 1e38 or abs(p - 1 / 6) < 1e-6
 
 
 def test_frequencies():
@@ -192,6 +236,22 @@ def test_log_probability_where_nothing_is_left():
     twice = a.at[:, 3].set(a[:, 0])
     p = jaxqr.pivoted_qr(twice, rank=3, temperature=1.0, key=jax.random.key(0))[2]
     assert not {0, 3} <= set(p[:3].tolist())
+
+
+def test_log_probability_of_the_coldest_pivots():
+    """Its limit, where the temperature is below all numbers of R's type."""
+    value_and_gradient = jax.jit(jax.value_and_grad(jaxqr.log_probability))
+    cases = (
+        ([[3.0, 1, 0], [0, 2, 0], [0, 0, 1]], 0, 0),
+        ([[2.0, 0, 0], [0, 2, 0], [0, 0, 2]], -np.log(6), -np.log(6)),
+        ([[2.0, 1, 0], [0, 0, 0], [0, 0, 0]], 0, 0),
+        ([[1.0, 1, 0], [0, 1, 0], [0, 0, 2]], -np.inf, -1e36),
+    )
+    for temperature in (1e-39, 1e-36):
+        for r, least, most in cases:
+            value, gradient = value_and_gradient(jnp.array(r, "float32"), temperature)
+            assert least - 1e-6 <= float(value) <= most + 1e-6
+            assert not np.isnan(gradient).any()
 
 
 def test_the_score_function_gradient_is_that_of_the_expectation():

@@ -12,6 +12,7 @@ from jax.experimental import checkify
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from numerics import (
+    DTYPES,
     assert_close,
     central_difference,
     gaussian,
@@ -274,6 +275,43 @@ def test_sort():
         inside = first(np.diagonal(s))
         assert inside[: inside.sum()].all()
     check_rule(a, b, tolerance("float64", a.shape, c=32), sort="lhp")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sort_at_every_scale(dtype):
+    """Also where products S_ii T_jj leave the range of the type, or quotients S_ii / T_jj do."""
+    limits = np.finfo(dtype)
+    powers = np.linspace(-1, 1, 9) * (limits.maxexp - 24)
+    scales = np.ldexp(limits.dtype.type(1), powers.astype(int))[:, None, None]
+    a, b = jax.device_get(pencil(3, dtype, batch=(3, 1, 1)))
+    a, b = np.broadcast_arrays(a * scales[:, None], b * scales)
+    for sort in forward.SORTS:
+        s, t, q, z = jax.device_get(jaxqr.qz(a, b, sort=sort))
+        for x, m in ((s, a), (t, b)):
+            largest = abs(m).max(axis=(-2, -1), keepdims=True)
+            residual = abs(q @ (x / largest) @ h(z) - m / largest)
+            assert residual.max() <= tolerance(dtype, (3, 3))
+        alpha, beta = (np.diagonal(x, axis1=-2, axis2=-1) for x in (s, t))
+        inside = np.log2(abs(alpha)) < np.log2(beta.real)
+        first = {
+            "lhp": alpha.real < 0,
+            "rhp": alpha.real > 0,
+            "iuc": inside,
+            "ouc": ~inside,
+        }[sort]
+        assert (first[..., :-1] >= first[..., 1:]).all()
+
+
+def test_sort_of_diagonal_pencils():
+    """Nothing is lost of what is far smaller than the rest; zero and infinite eigenvalues."""
+    for scale in (1e-160, 1e-200, 1.0, 1e160):
+        a, b = scale * jnp.diag(jnp.array([1.0, -2.0])), scale * jnp.eye(2)
+        s, t, *_ = jaxqr.qz(a, b, sort="lhp")
+        assert_close(jnp.diagonal(s).real / jnp.diagonal(t).real, jnp.array([-2.0, 1.0]), 1e-15)
+    a, b = jnp.array([1e20, 1e-20, 0.0, 1.0]), jnp.array([1.0, 1.0, 1.0, 0.0])
+    for sort, first in (("iuc", [0.0, 1e-20]), ("ouc", [1.0, 1e20])):
+        s, *_ = jaxqr.qz(*(jnp.diag(x.astype("float32")) for x in (a, b)), sort=sort)
+        assert sorted(abs(jnp.diagonal(s))[:2].tolist()) == pytest.approx(first, rel=1e-6, abs=0)
 
 
 def test_types_and_empty_matrices():

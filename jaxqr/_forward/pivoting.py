@@ -36,17 +36,18 @@ def take_columns(a: Array, p: Array) -> Array:
     return jnp.take_along_axis(materialized(a), p[..., None, :], axis=-1)
 
 
-def pivoted_qr(a: Array, mode: str, k: int, noise: Array | None = None) -> tuple[Array, ...]:
+def pivoted_qr(a: Array, mode: str, k: int, *chances: Array) -> tuple[Array, ...]:
     """(q, r, p), or (r, p) in mode "r", of a (..., m, n), after k <= min(m, n) pivots.
 
     q is (..., m, k) and r (..., k, n); in mode "complete", (..., m, m) and (..., m, n). The pivot
-    at step j has the largest norm left, or with noise (..., k, n) the largest log norm^2 + noise_j.
+    at step j has the largest norm left, or with chances, which are noise (..., k, n) and a
+    temperature (), the largest log norm^2 + temperature noise_j.
     """
     if a.size == 0:
         p = jnp.broadcast_to(jnp.arange(a.shape[-1], dtype=jnp.int32), _like_columns(a))
         return *householder.qr(a, mode), p
-    if noise is not None:
-        out: tuple[Array, ...] = _xla(a, mode, k, noise)
+    if chances:
+        out: tuple[Array, ...] = _xla(a, mode, k, *chances)
         return out
     m, n = a.shape[-2:]
     if are_known(m, n) and k <= _MOST_SHARE * min(m, n) and m * n >= _LEAST_SIZE:
@@ -87,10 +88,12 @@ def _cut(factors: tuple[Array, ...], mode: str, k: int) -> tuple[Array, ...]:
 
 
 @functools.partial(jax.jit, static_argnames=("mode", "k"))  # traced once, also for LAPACK
-def _xla(a: Array, mode: str, k: int, noise: Array | None = None) -> tuple[Array, ...]:
+def _xla(
+    a: Array, mode: str, k: int, noise: Array | None = None, temperature: Array | None = None
+) -> tuple[Array, ...]:
     *batch, m, n = a.shape
     flat = a.reshape(-1, m, n), None if noise is None else noise.reshape(-1, k, n)
-    reflectors, taus, p = jax.vmap(lambda x, noise: _eliminate(x, k, noise))(*flat)
+    reflectors, taus, p = jax.vmap(lambda x, noise: _eliminate(x, k, noise, temperature))(*flat)
     r = jnp.triu(reflectors)
     if mode != "complete":
         r = r[:, :k]
@@ -114,7 +117,9 @@ def _leading(a: Array, mode: str, k: int) -> tuple[Array, ...]:
 _on_cpu = unless_exported(_lapack, _like_lapack)
 
 
-def _eliminate(a: Array, k: int, noise: Array | None) -> tuple[Array, Array, Array]:
+def _eliminate(
+    a: Array, k: int, noise: Array | None, temperature: Array | None
+) -> tuple[Array, Array, Array]:
     """K steps of Householder elimination with column pivoting on a (m, n), as LAPACK stores it.
 
     Returns R in and above the diagonal with the reflectors v below it (v_j = 1 is implied), their
@@ -123,14 +128,15 @@ def _eliminate(a: Array, k: int, noise: Array | None) -> tuple[Array, Array, Arr
     """
     m, n = a.shape
     scale = magnitude(jnp.max(jnp.abs(a), axis=0))
-    relative = scale / jnp.max(scale)
     row, column = jnp.arange(m, dtype=jnp.int32), jnp.arange(n, dtype=jnp.int32)
 
     def step(j: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         a, taus, p = state
         trailing = jnp.where((row >= j)[:, None], a, 0)
-        norms = jnp.sqrt(jnp.sum(abs2(trailing), axis=0)) * relative[p]
-        merits = norms if noise is None else _noisy(norms, noise[j])
+        left = _Left(jnp.sqrt(jnp.sum(abs2(trailing), axis=0)), scale[p], column >= j)
+        merits = _in_one_unit(left)
+        if noise is not None and temperature is not None:
+            merits = jnp.where(temperature == 0, merits, _noisy(left, noise[j], temperature))
         pivot = jnp.argmax(jnp.where(column >= j, merits, -jnp.inf))
         a = a.at[:, pivot].set(a[:, j]).at[:, j].set(a[:, pivot])
         p = _exchanged(p, pivot, j)
@@ -152,6 +158,37 @@ def _eliminate(a: Array, k: int, noise: Array | None) -> tuple[Array, Array, Arr
     eliminated = (column < k)[None, :]
     scaled = a * scale[p].astype(a.dtype)[None]
     return jnp.where(on_or_above | ~eliminated, scaled, a), taus, p
+
+
+class _Left(NamedTuple):
+    """What is left of columns, (n,) each: norms times scales, either of any size."""
+
+    norms: Array
+    scales: Array
+    free: Array  # which are no pivots yet
+
+    def most(self) -> Array:
+        """The scale of the largest column of which anything is left to take."""
+        most = jnp.max(jnp.where(self.free & (self.norms > 0), self.scales, 0))
+        return jnp.where(most == 0, 1, most)
+
+
+def _in_one_unit(left: _Left) -> Array:
+    """The lengths left, of which the largest is in the range of the type."""
+    return jnp.where(left.norms == 0, 0, left.norms * (left.scales / left.most()))
+
+
+def _noisy(left: _Left, noise: Array, temperature: Array) -> Array:
+    """What is largest where log length^2 + temperature noise is, finite at any temperature.
+
+    Of columns of which nothing is left it is finite as well, and the least.
+    """
+    limits = jnp.finfo(noise.dtype)
+    lengths = _in_one_unit(left)
+    sums = jnp.log(left.norms) + jnp.log(left.scales) - jnp.log(left.most())
+    logs = 2 * jnp.where(lengths < limits.tiny, sums, jnp.log(lengths))
+    merits = logs / jnp.maximum(temperature, 1) + noise * jnp.minimum(temperature, 1)
+    return jnp.where(left.norms == 0, float(limits.min), merits)
 
 
 class _Chosen(NamedTuple):
@@ -268,9 +305,3 @@ def _orthonormal(x: Array, q: Array) -> tuple[Array, Array]:
 
     _, (y, length, _) = lax.while_loop(goes_on, take_a_turn, start)
     return y, length
-
-
-def _noisy(norms: Array, noise: Array) -> Array:
-    """Log norms^2 + noise, finite where a norm is zero."""
-    least = float(jnp.finfo(norms.dtype).min)
-    return jnp.where(norms == 0, least, 2 * jnp.log(jnp.where(norms == 0, 1, norms)) + noise)

@@ -28,10 +28,50 @@ def schur(a: Array, sort: str | None) -> tuple[Array, Array]:
 
 
 def _qz(a: np.ndarray, b: np.ndarray, sort: str | None) -> tuple[np.ndarray, ...]:
+    """In units of A's and of B's own: LAPACK exchanges eigenvalues by products S_ii T_jj."""
+    of_a, of_b = _exponent(a), _exponent(b)
+    a, b = _shifted(a, -of_a), _shifted(b, -of_b)
     if sort is None:
-        return tuple(scipy.linalg.qz(a, b, output="complex"))
-    s, t, _, _, q, z = scipy.linalg.ordqz(a, b, sort=sort, output="complex")
-    return s, t, q, z
+        s, t, q, z = scipy.linalg.qz(a, b, output="complex")
+    else:
+        first = partial(_comes_first, sort, of_b - of_a)
+        s, t, _, _, q, z = scipy.linalg.ordqz(a, b, sort=first, output="complex")
+    return _shifted(s, of_a), _shifted(t, of_b), q, z
+
+
+def _comes_first(sort: str, exponent: int, s: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """Which eigenvalues S_ii / (T_ii 2^exponent) (n,) SORT takes, as SciPy defines it; T_ii >= 0.
+
+    The quotient itself may leave the range of the type.
+    """
+    chosen: np.ndarray
+    size, other = abs(s), abs(_shifted(t, exponent))
+    if sort == "lhp":
+        chosen = (t != 0) & (s.real < 0)
+    elif sort == "rhp":
+        chosen = (t != 0) & (s.real > 0)
+    elif sort == "iuc":
+        chosen = (t != 0) & ((s == 0) | (size < other))
+    else:
+        chosen = (s != 0) & ((t == 0) | (size > other))
+    return chosen
+
+
+def _exponent(x: np.ndarray) -> int:
+    """That of the power of two by which x is divided: its largest element is far above one then.
+
+    A quarter of the range: squares do not overflow, and what is small beside it keeps its digits.
+    """
+    largest = max(abs(x.real).max(), abs(x.imag).max())
+    return int(np.frexp(largest)[1]) - np.finfo(x.dtype).maxexp // 4
+
+
+def _shifted(x: np.ndarray, exponent: int) -> np.ndarray:
+    """The complex x times a power of two, which itself may be beyond the range of the type."""
+    parts = np.ascontiguousarray(x).view(x.real.dtype)
+    with np.errstate(over="ignore", under="ignore"):
+        shifted: np.ndarray = np.ldexp(parts, exponent).view(x.dtype)
+    return shifted
 
 
 def _schur(a: np.ndarray, sort: str | None) -> tuple[np.ndarray, ...]:

@@ -34,8 +34,8 @@ def beside(a: Array, ridge: Array, x: Array) -> Array:
 
 
 def _ridge_first(a: Array, ridge: Array) -> Array:
-    largest = jnp.max(magnitudes(a), axis=(-2, -1), keepdims=True)
-    return jnp.sqrt(jnp.max(ridge, axis=-2, keepdims=True)) > largest
+    largest = jnp.max(magnitudes(a), axis=(-2, -1), keepdims=True, initial=0)
+    return jnp.sqrt(jnp.max(ridge, axis=-2, keepdims=True, initial=0)) > largest
 
 
 def _stacked(x: Array, y: Array, y_first: Array) -> Array:

@@ -14,6 +14,12 @@ def names_of(axis_name: AxisName) -> tuple[str, ...]:
     return axis_name if isinstance(axis_name, tuple) else (axis_name,)
 
 
+def check_axes(caller: str, argument: str, axes: tuple[str, ...]) -> None:
+    """Raises ValueError if one of the axes is there twice."""
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"{caller} expects {argument} to name different axes. Got {axes}.")
+
+
 def ridge_of(caller: str, ridge: Any) -> Array | None:
     """The ridge as an array; None where it is the number 0, which costs nothing."""
     return None if is_number_zero(ridge) else level(caller, "ridge", ridge)
@@ -22,6 +28,7 @@ def ridge_of(caller: str, ridge: Any) -> Array | None:
 def check(caller: str, a: Array, axis_name: AxisName, reduction: str) -> None:
     """Raises ValueError unless a, the rows of one of the axis's devices, is part of a deep A."""
     one_of(caller, "reduction", reduction, REDUCTIONS)
+    check_axes(caller, "axis_name", names_of(axis_name))
     try:
         devices = lax.axis_size(axis_name)
     except NameError:

@@ -56,12 +56,12 @@ def reduce(
     Stacked over the devices, the trapezoids are Q R, and W (..., k, n) is this device's rows of Q.
     R (..., n, columns) is the first device's, on all of them. With ``rank``, n is that, only so
     many columns are made triangular, and there is no W; else n is the number of columns. For one
-    device W is the identity: None.
+    device, or no rows, W is the identity: None.
     """
     devices = lax.axis_size(axis_name)
     w = None
-    if devices > 1:
-        k, columns = r.shape[-2:]
+    k, columns = r.shape[-2:]
+    if devices > 1 and k:  # XLA does not gather what is empty
         reduction = chosen(reduction, devices, k, columns, r.dtype.itemsize)
         w, r = (_gather if reduction == "gather" else _tree)(r, axis_name, rank)
     first = lax.axis_index(axis_name) == 0

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from jaxqr._arguments import as_array, as_matrices, flags, one_of
-from jaxqr.distributed._arguments import names_of, ridge_of
+from jaxqr.distributed._arguments import check_axes, names_of, ridge_of
 from jaxqr.distributed._lstsq import lstsq
 from jaxqr.distributed._reduction import REDUCTIONS, AxisName, Reduction
 from jaxqr.distributed._tsqr import tsqr
@@ -40,8 +40,8 @@ def sharded_qr(
         ``(q, r)``: q (..., m, n) sharded as a is, r (..., n, n) replicated over ``row_axes``.
 
     Raises:
-        ValueError: an axis that the mesh has not; rows or a batch that do not divide; m < n; an
-            unknown reduction.
+        ValueError: an axis that the mesh has not, or one named twice; rows or a batch that do not
+            divide; no rows; m < n; an unknown reduction.
         TypeError: a is not an array of numbers; mesh is no mesh; axes are no names.
 
     Differentiable, at the cost of :func:`jaxqr.distributed.tsqr`.
@@ -56,6 +56,7 @@ def sharded_qr(
     a = as_matrices("sharded_qr", "a", a)
     flags("sharded_qr", positive_diagonal=positive_diagonal)
     _check("sharded_qr", a.shape, mesh, row_axes, batch_axes, reduction, ("rows", "columns"))
+    a = _moved(a, mesh, _spec(a.ndim - 2, batch_axes, row_axes))
     factors: tuple[Array, Array] = _qr(a, mesh, row_axes, batch_axes, positive_diagonal, reduction)
     return factors
 
@@ -80,8 +81,8 @@ def sharded_lq(
         ``(l, q)``: l (..., m, m) replicated over ``column_axes``, q (..., m, n) sharded as a is.
 
     Raises:
-        ValueError: an axis that the mesh has not; columns or a batch that do not divide; m > n; an
-            unknown reduction.
+        ValueError: an axis that the mesh has not, or one named twice; columns or a batch that do
+            not divide; no columns; m > n; an unknown reduction.
         TypeError: a is not an array of numbers; mesh is no mesh; axes are no names.
 
     >>> import jax, jax.numpy as jnp, jaxqr.distributed
@@ -96,6 +97,7 @@ def sharded_lq(
     *batch, m, n = a.shape
     across = ("columns", "rows")
     _check("sharded_lq", (*batch, n, m), mesh, column_axes, batch_axes, reduction, across)
+    a = _moved(a, mesh, _spec(a.ndim - 2, batch_axes, None, column_axes))
     factors: tuple[Array, Array] = _lq(
         a, mesh, column_axes, batch_axes, positive_diagonal, reduction
     )
@@ -148,6 +150,9 @@ def sharded_lstsq(
     shift = ridge_of("sharded_lstsq", ridge)
     if shift is not None and shift.ndim:
         raise ValueError(f"sharded_lstsq expects ridge to be a scalar. Got shape {shift.shape}.")
+    rows = _spec(a.ndim - 2, batch_axes, row_axes)
+    a, b = _moved(a, mesh, rows), _moved(b, mesh, rows)
+    shift = None if shift is None else _moved(shift, mesh, P())
     x: Array = _lstsq(a, b, shift, mesh, row_axes, batch_axes, forward_mode, reduction)
     return x
 
@@ -175,6 +180,8 @@ def _check(
             )
     sizes: Mapping[Any, int] = mesh.shape
     *batch, m, n = shape
+    named = f"{across[0][:-1]}_axes and batch_axes" if batch_axes else f"{across[0][:-1]}_axes"
+    check_axes(caller, named, (*names_of(axes), *names_of(batch_axes)))
     for name in (*names_of(axes), *names_of(batch_axes)):
         if name not in sizes:
             raise ValueError(
@@ -186,6 +193,8 @@ def _check(
         raise ValueError(
             f"{caller} expects at least as many {sharded} as {other}. Got {m} and {n}."
         )
+    if not m:
+        raise ValueError(f"{caller} expects each device to have {sharded}. Got {m} of them.")
     if m % devices:
         raise ValueError(
             f"{caller} expects the number of {sharded} to be a multiple of {devices}, the devices "
@@ -210,6 +219,14 @@ def _spec(batch_ndim: int, batch_axes: AxisName, *last: Any) -> P:
     """Of an array with so many batch axes and the last ones sharded so."""
     batch = (names_of(batch_axes) or None, *(None,) * (batch_ndim - 1)) if batch_ndim else ()
     return P(*batch, *last)
+
+
+def _moved(x: Array, mesh: Mesh | AbstractMesh, spec: P) -> Array:
+    """X on the mesh's devices, if it has been put on others: ``jit`` leaves it where it is."""
+    if isinstance(x, jax.core.Tracer) or isinstance(mesh, AbstractMesh) or not x.committed:
+        return x
+    moved: Array = jax.device_put(x, NamedSharding(mesh, spec))
+    return moved
 
 
 def _placed(x: Array, mesh: Mesh | AbstractMesh, spec: P) -> Array:
