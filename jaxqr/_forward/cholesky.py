@@ -126,7 +126,7 @@ def triangle_and_product(a: Array, b: Array) -> tuple[Array, Array]:
 def _first_pass(a: Array) -> tuple[Array, ...]:
     """Whether A (m, n) can go on; U1 and Q1 with A = Q1 U1, and the lower triangle of Q1^H Q1."""
     u1, inverted, sound = _cholesky(a)
-    q1 = inverted.right(a)
+    q1 = inverted.unscaled().right(a)
     gram = _lower_gram(q1)
     departure = jnp.max(jnp.abs(jnp.tril(gram) - jnp.eye(a.shape[1], dtype=a.dtype)))
     return sound & (departure <= _MOST_DEPARTURE), u1, q1, gram
@@ -134,7 +134,7 @@ def _first_pass(a: Array) -> tuple[Array, ...]:
 
 def _second_pass(u1: Array, q1: Array, gram: Array) -> tuple[Array, Array]:
     """U and Q."""
-    u2 = Inverted.cholesky(gram)
+    u2 = Inverted.cholesky(gram).unscaled()
     return jnp.triu(matmul(u2.u, u1)), u2.right(q1)
 
 
@@ -197,7 +197,7 @@ def _gram_schmidt(a: Array, *b: Array) -> tuple[Array, ...]:
     for j in range(0, n, size):
         block_is_sound, u1, q1, gram = _first_pass(block)
         sound &= block_is_sound
-        u2 = Inverted.cholesky(gram)
+        u2 = Inverted.cholesky(gram).unscaled()
         above = u2.adjoint_left(adjoint_matmul(q1, rest))
         product = [u2.adjoint_left(project(q1, x)) for x in b]
         row = jnp.concatenate([jnp.triu(matmul(u2.u, u1)), above], axis=1)

@@ -8,8 +8,7 @@ contiguous where XLA keeps rows so.
 
 import itertools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,6 @@ from jaxqr._linalg.algebra import (
     adjoint_of_factor,
     below_diagonal,
     diagonal,
-    materialized,
     matmul,
     select,
     settled,
@@ -152,13 +150,23 @@ class Inverted(NamedTuple):
             u = lax.dynamic_update_slice(u, jnp.concatenate([block, rest], axis=1), (j, j))
         return cls(u, tuple(inverses), d)
 
+    def unscaled(self) -> "Inverted":
+        """Itself with D = I where it is one block, so that no pass over B scales it.
+
+        For U whose inverse is within the type's range.
+        """
+        if len(self.inverses) != 1:
+            return self
+        inverse = divided(self.inverses[0], self.d[:, None])
+        return Inverted(self.u, (inverse,), jnp.ones_like(self.d))
+
     def within_reach(self) -> tuple["Inverted", Array]:
         """U / g, and g: 1, but where the least elements of U^-1 would be taken for zero.
 
         That is where columns of U are near the largest number. A power of two, (1, 1[, batch]).
         """
         one = jnp.ones_like(self.d, shape=(1, *self.d.shape[1:]))
-        if len(self.inverses) != 1:  # what is solved for is brought into units first
+        if len(self.inverses) != 1:  # B is scaled
             return self, one[None]
         limits = jnp.finfo(self.d.dtype)
         far = jnp.max(self.d.real, keepdims=True, initial=0) > float(limits.eps / limits.tiny)
@@ -167,38 +175,19 @@ class Inverted(NamedTuple):
 
     def left(self, b: Array) -> Array:
         """U^-1 B for b (k, n)."""
-        if self._is_one_block_for(b.shape[1]):
-            return matmul(self._inverse(), b)
         return divided(self._left(b), self.d[:, None])
 
     def adjoint_left(self, b: Array) -> Array:
         """U^-H B for b (k, n)."""
-        if self._is_one_block_for(b.shape[1]):
-            return matmul(adjoint(self._inverse()), b)
         return self._adjoint_left(divided(b, self.d[:, None]))
 
     def right(self, b: Array) -> Array:
         """B U^-1 for b (m, k)."""
-        if self._is_one_block_for(b.shape[0]):
-            return matmul(b, self._inverse())
         return self._right(divided(b, self.d[None]))
 
     def adjoint_right(self, b: Array) -> Array:
         """B U^-H for b (m, k)."""
-        if self._is_one_block_for(b.shape[0]):
-            return matmul(b, adjoint(self._inverse()))
         return divided(self._adjoint_right(b), self.d[None])
-
-    def _is_one_block_for(self, length: Any) -> bool:
-        """Whether U^-1 itself is what a B of so many rows is multiplied with.
-
-        That spares a B larger than U from being scaled by itself.
-        """
-        return len(self.inverses) == 1 and not (are_known(length) and length <= len(self.e))
-
-    def _inverse(self) -> Array:
-        """U^-1, of one block."""
-        return divided(self.inverses[0], self.d[:, None])
 
     # The same with E.
 
@@ -264,10 +253,11 @@ def sum_over_adjoint(p: Array | None, q: Array, s: Array, u: Array) -> Array:
         return matmul(q, Inverted.of(u, rows=k).adjoint_right(s))
     known = are_known(m)
     inverted, g = Inverted.of(u, rows=m if known else math.inf).within_reach()
+    of_p = inverted.unscaled()
     if known and m >= 32 * k:
-        of_s = inverted.adjoint_right(divided(s, g))
-        return divided(inverted.adjoint_right(p), g) + matmul(q, of_s)
-    return inverted.adjoint_right(settled(divided(p + summand(q, s), g)))
+        product = matmul(q, inverted.adjoint_right(divided(s, g)))
+        return divided(of_p.adjoint_right(p), g) + product
+    return of_p.adjoint_right(settled(divided(p + summand(q, s), g)))
 
 
 def product_over(x: Array, u: Array, s: Array, v: Array) -> Array:
@@ -282,53 +272,37 @@ def product_over(x: Array, u: Array, s: Array, v: Array) -> Array:
     factor = inverted.left(_beside(factor, v))
     if x.ndim > 2:  # the division is part of the product's loop
         return divided(matmul(x, factor), units)
-    return _product_over_units(x, factor, units)
+    product: Array = _product_in_units(x, factor, units)
+    return product
 
 
 def adjoint_over(inverted: Inverted, x: Array, y: Array) -> Array:
     """U^-H X^H Y for U and x (m, k), of the size of U, and y (m, n)."""
-    d = inverted.d[None]
-    if x.ndim > 2:
-        product = adjoint_matmul(materialized(divided(x, d)), y)
-    else:
-        product = adjoint(_product_in_units(adjoint_of_factor(y, x), x, d))
-    return inverted._adjoint_left(product)
+    in_units = settled(divided(x, inverted.d[None]))
+    return inverted._adjoint_left(adjoint_matmul(in_units, y))
 
 
-Product = Callable[[Array, Array, Array], Array]
-"""X Y D^-1 for x (m, k), y (k, n) and units d (1, n)."""
-
-
-def _divided_first(x: Array, y: Array, d: Array) -> Array:
-    product: Array = over_leading_axes(matmul)(x, divided(y, d))
+@jax.custom_jvp
+def _product_in_units(x: Array, y: Array, d: Array) -> Array:
+    """X Y D^-1 for x (m, k), y (k, n) and units d (1, n)."""
+    product: Array = _unless_extreme(x, y, d)
     return product
 
 
-def _divided_last(x: Array, y: Array, d: Array) -> Array:
-    return divided(over_leading_axes(matmul)(x, y), d)
+@_product_in_units.defjvp
+def _product_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    """Without the choice, which would be taken for each matrix of a batch; units are constant."""
+    (x, y, d), (dx, dy, _) = primals, tangents
+    return _product_in_units(x, y, d), divided(matmul(dx, y) + matmul(x, dy), d)
 
 
-def _unless_extreme(usual: Product, careful: Product) -> Product:
-    """USUAL, which spares a pass over what is large, but where squares of D leave the range."""
-    chosen = unless_any(lambda _x, _y, d: any_extreme(d), usual, careful)
-
-    @jax.custom_jvp
-    def product(x: Array, y: Array, d: Array) -> Array:
-        out: Array = chosen(x, y, d)
-        return out
-
-    @product.defjvp
-    def jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
-        """Without the choice, which would be taken for each matrix of a batch; D is constant."""
-        (x, y, d), (dx, dy, _) = primals, tangents
-        return product(x, y, d), careful(dx, y, d) + careful(x, dy, d)
-
-    return cast(Product, product)
-
-
-# Y of the size of 1 / D, and of the size of D.
-_product_over_units = _unless_extreme(_divided_first, _divided_last)
-_product_in_units = _unless_extreme(_divided_last, _divided_first)
+# Y D^-1 leaves the range of the type where the squares of D do; where they do not, it spares a pass
+# over the product.
+_unless_extreme = unless_any(
+    lambda _x, _y, d: any_extreme(d),
+    lambda x, y, d: over_leading_axes(matmul)(x, divided(y, d)),
+    lambda x, y, d: divided(over_leading_axes(matmul)(x, y), d),
+)
 
 
 def _beside(x: Array, y: Array) -> Array:

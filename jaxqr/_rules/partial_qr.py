@@ -40,7 +40,6 @@ from jaxqr._linalg.blocked import (
     product_over,
     sum_over_adjoint,
 )
-from jaxqr._linalg.scaling import divided
 
 
 def copyltu(m: Array) -> Array:
@@ -131,17 +130,16 @@ def pushforward(q: Array, r: Array, y: Array | None, da: Array) -> tuple[Array, 
     q1, q2 = q[:, :k], q[:, k:]
     dx, dy = da[:, :k], da[:, k:]
 
-    inverted, g = Inverted.of(u).within_reach()
-    dxu = inverted.right(dx)  # times g
-    c = divided(adjoint_matmul(q1, dxu), g)
+    dxu = Inverted.of(u).right(dx)
+    c = adjoint_matmul(q1, dxu)
     w = upper_of_twice_hermitian(c)
-    dq = divided(dxu, g) - matmul(q1, w)
+    dq = dxu - matmul(q1, w)
     dr = matmul(w, u)
     if rest:
         dqy = matmul(adjoint(c - w), v) if y is None else adjoint_matmul(dq, y)
         dr = jnp.concatenate([dr, dqy + adjoint_matmul(q1, dy)], axis=1)
     if q2.shape[1]:
-        dq2 = -matmul(q1, adjoint(divided(adjoint_matmul(q2, dxu), g)))
+        dq2 = -matmul(q1, adjoint(adjoint_matmul(q2, dxu)))
         dq = jnp.concatenate([dq, dq2], axis=1)
         dr = jnp.concatenate([dr, jnp.zeros_like(r[k:])], axis=0)
     return dq, dr
@@ -166,8 +164,7 @@ def pullback_r(x: Array, r: Array, y: Array | None, r_bar: Array) -> Array:
     a_bar = product_over(x, u, s, v_bar)
     if y is None:
         return a_bar
-    inverted, g = Inverted.of(u).within_reach()
-    yv_bar = inverted.adjoint_right(matmul(y, divided(adjoint(v_bar), g)))
+    yv_bar = Inverted.of(u).adjoint_right(matmul(y, adjoint(v_bar)))
     return a_bar.at[:, : x.shape[1]].add(yv_bar)
 
 
