@@ -227,3 +227,104 @@ def test_what_the_second_pass_corrects(monkeypatch):
     phase = np.sign(np.diagonal(r))
     assert norm(u - phase[:, None] * r) <= 1e-7 * norm(r)
     assert norm(c - (q * phase).T @ b) <= 1e-7 * norm(c)
+
+
+# Pivots of deep matrices.
+
+PIVOTED = (1000, 20)
+OF_COMPLEX = (1100, 16)  # as many columns as "auto" takes of them
+
+
+def in_column_order(factors, a):
+    *q, r, p = map(np.asarray, factors)
+    assert sorted(p) == list(range(a.shape[1]))
+    return a[:, p], *q, r
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pivots_of_deep_matrices_are_as_good_as_lapacks(dtype):
+    """Of every spectrum and scale: residuals, orthonormality, and how large each pivot is."""
+    is_complex = np.issubdtype(dtype, np.complexfloating)
+    ours = jax.jit(jaxqr.pivoted_qr)
+    theirs = jax.jit(lambda a: jaxqr.pivoted_qr(a, method="householder", positive_diagonal=True))
+    alone = jax.jit(lambda a: jaxqr.pivoted_qr(a, mode="r"))
+    real = np.finfo(dtype)
+    floor = 4 * float(real.eps)
+    shape = OF_COMPLEX if is_complex else PIVOTED
+    least, most = (np.asarray(2.0**e, real.dtype) for e in (real.minexp + 8, real.maxexp - 8))
+    ends = {str(s): gaussian(shape, dtype) * s for s in (least, most)}
+    for kind, a in (kinds(shape, dtype) | ends).items():
+        mine, other, r_alone = ours(a), theirs(a), alone(a)
+        found, expected = (errors(*in_column_order(x, a)) for x in (mine, other))
+        for x, y in zip(found, expected, strict=True):
+            assert x <= 4 * max(y, floor), kind
+        triangles = (np.asarray(x[-2]) for x in (mine, other, r_alone))
+        diagonals = [np.abs(np.diagonal(r).astype("complex128")) for r in triangles]
+        largest = diagonals[1][0]
+        for d in diagonals:
+            assert (np.diff(d) <= 100 * floor * largest).all(), kind
+            np.testing.assert_allclose(d, diagonals[1], rtol=0.5, atol=1e3 * floor * largest)
+        assert (np.diagonal(mine[1]).real >= 0).all(), kind
+        if kind in ("gaussian", "graded", *ends):
+            np.testing.assert_array_equal(mine[2], other[2])
+            assert_close(*(np.asarray(x) / largest for x in (r_alone[0], mine[1])), 100 * floor)
+
+
+@pytest.mark.parametrize("mode", ["reduced", "r"])
+@pytest.mark.parametrize("shape", [PIVOTED, (400, 100)], ids=str)
+def test_pivots_are_the_triangles_where_it_is_sound(shape, mode):
+    """With LAPACK out of order for all that is deep."""
+
+    def of_squares(a):
+        *q, r, p = jax.lax.linalg.qr(a, pivoting=True, full_matrices=False)
+        q = q if mode == "reduced" else []
+        return *q, r if r.shape[-2:] == a.shape[-2:] else jnp.nan * r, p
+
+    factors = jax.jit(lambda a: cholesky.pivoted_qr(a, mode, of_squares))
+    a = gaussian(shape)
+    found, expected = factors(a), jaxqr.pivoted_qr(a, mode=mode, positive_diagonal=True)
+    for x, y in zip(found, expected, strict=True):
+        assert_close(x, y, tolerance("float64", shape, 1, 64))
+    a[:, 3] = a[:, 0]
+    if mode == "reduced" or shape == PIVOTED:  # where R is alone blocks of columns are enough
+        assert np.isnan(factors(a)[-2]).any()
+
+
+def test_pivots_of_a_batch_of_deep_matrices():
+    """One has dependent columns, and the others are not told."""
+    a = np.stack([gaussian(PIVOTED, seed=s) for s in range(3)])
+    a[1, :, 7] = a[1, :, 2]
+    at_once, mapped = (jax.jit(f) for f in (jaxqr.pivoted_qr, jax.vmap(jaxqr.pivoted_qr)))
+    for x, y in zip(at_once(a), mapped(a), strict=True):
+        np.testing.assert_array_equal(x, y)
+    for x, *factors in zip(a, *mapped(a), strict=True):
+        assert max(errors(*in_column_order(factors, x))) <= tolerance("float64", PIVOTED, 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "r"}, {"rank": 5}], ids=str)
+def test_the_gradient_by_the_triangles_pivots(options):
+    a = gaussian(PIVOTED)
+
+    def pull(a, method):
+        def factors(a):
+            return jaxqr.pivoted_qr(a, method=method, positive_diagonal=True, **options)[:-1]
+
+        out, pullback = jax.vjp(factors, a)
+        return pullback(random_like(out))[0]
+
+    found, expected = jax.jit(lambda a: [pull(a, method) for method in ("auto", "householder")])(a)
+    assert_close(found, expected, tolerance("float64", PIVOTED, 2.0, 64))
+
+
+def test_auto_takes_the_pivots_of_deep_triangles():
+    def potrf_is_in(shape, dtype="float64", **options):
+        a = jax.ShapeDtypeStruct(shape, dtype)
+        traced = jax.jit(lambda a: jaxqr.pivoted_qr(a, **options)).trace(a)
+        return "potrf" in traced.lower(lowering_platforms=("cpu",)).as_text()
+
+    assert potrf_is_in((4000, 32))
+    assert potrf_is_in((2, 4000, 32), mode="r")
+    assert not potrf_is_in((4000, 32), mode="complete")
+    assert not potrf_is_in((4000, 32), method="householder")
+    assert not potrf_is_in((4000, 32), dtype="complex64")
+    assert not potrf_is_in((2000, 500))

@@ -28,15 +28,19 @@ from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._linalg.reflectors import abs2
 from jaxqr._linalg.scaling import divided, units_of_columns
 
+Arrays = tuple[Array, ...]
+
 # The first Q's departure from orthonormality, and the mean condition of the blocks that are
 # inverted: up to here errors are those of Householder's algorithm (tests/test_cholesky.py).
 _MOST_DEPARTURE = 0.1
 _MOST_CONDITION = 8.0
+_DEEPER = 64  # columns for which a matrix is once more as deep, where its triangle is pivoted
 _EVEN = 16  # columns: products with a multiple of so many are up to 1.5 times as fast
 
 
-def suits(c: Crossovers, a: Array, mode: str) -> bool:
+def suits(c: Crossovers, a: Array, mode: str, *, least_depth: float | None = None) -> bool:
     """Whether the matrices a (..., m, n) are deep and large enough to gain."""
+    depth = c.least_depth if least_depth is None else least_depth
     columns = {
         "reduced": (c.least_columns, c.most_columns),
         "r": (c.least_columns_of_r, c.most_columns_of_r),
@@ -47,13 +51,13 @@ def suits(c: Crossovers, a: Array, mode: str) -> bool:
     least, most = columns[mode]
     if jnp.iscomplexobj(a):
         most = c.most_columns_of_complex
-    return m >= n and least <= n <= most and m >= c.least_depth * n and m * n >= c.least_size
+    return m >= n and least <= n <= most and m >= depth * n and m * n >= c.least_size
 
 
-def qr(a: Array, mode: str) -> tuple[Array, ...]:
+def qr(a: Array, mode: str) -> Arrays:
     """(q, r), or (r,) in mode "r", of a (..., m, n), m >= n; the diagonal of R is positive."""
 
-    def by_householder(a: Array, *_: Array) -> tuple[Array, ...]:
+    def by_householder(a: Array, *_: Array) -> Arrays:
         # To divide A here would take one copy of it more, of which every call has the price.
         return with_positive_diagonal(*householder.within_the_range(a, mode))[::-1]
 
@@ -61,7 +65,7 @@ def qr(a: Array, mode: str) -> tuple[Array, ...]:
         return _without_q(by_householder, a)
     first_pass, second_pass = over_leading_axes(_first_pass), over_leading_axes(_second_pass)
 
-    def two_passes(a: Array) -> tuple[Array, ...]:
+    def two_passes(a: Array) -> Arrays:
         sound, *first = first_pass(a)
         return sound, *second_pass(*first)
 
@@ -79,15 +83,59 @@ def qr(a: Array, mode: str) -> tuple[Array, ...]:
     return q, u
 
 
+def suits_pivots(c: Crossovers, a: Array, mode: str) -> bool:
+    """Whether these are so deep that the pivots of their triangular factors cost little."""
+    n = a.shape[-1]
+    depth = max(2 * c.least_depth, n / _DEEPER) if are_known(n) else c.least_depth
+    return suits(c, a, mode, least_depth=depth)
+
+
+def pivoted_qr(a: Array, mode: str, all_pivots: Callable[[Array], Arrays]) -> Arrays:
+    """(q, r, p), or (r, p) in mode "r", by ``all_pivots`` of the triangular factor.
+
+    For |A x| = |U x|, A's pivots are U's. Where U is not sound, ``all_pivots`` of A itself. The
+    diagonal of R is positive.
+    """
+
+    def of_itself(a: Array, *_: Any) -> Arrays:
+        *factors, p = all_pivots(a)
+        return *with_positive_diagonal(*factors), p
+
+    def of_triangle(a: Array, u: Array) -> Arrays:
+        return of_itself(u)
+
+    if mode == "r" and a.shape[-1] > LONE:
+        sound, u = over_leading_axes(_gram_schmidt)(a)
+        return _chosen(sound, of_triangle, of_itself, a, u)
+
+    def second_pass(a: Array, u1: Array, q1: Array, gram: Array) -> Arrays:
+        u2 = Inverted.cholesky(gram).unscaled()
+        *q, r, p = of_itself(jnp.triu(matmul(u2.u, u1)))
+        return *(matmul(q1, u2.left(x)) for x in q), r, p
+
+    def first_pass(a: Array, u1: Array, inverted: Inverted) -> Arrays:
+        sound, *first = over_leading_axes(_orthogonalized)(a, inverted)
+        return _chosen(sound, over_leading_axes(second_pass), of_itself, a, u1, *first)
+
+    # U1 alone tells nearly all that is unsound.
+    u1, inverted, sound = over_leading_axes(_cholesky)(a)
+    return _chosen(sound, first_pass, of_itself, a, u1, inverted)
+
+
+def _chosen(sound: Array, usual: Callable[..., Arrays], careful: Any, *args: Any) -> Arrays:
+    out: Arrays = lax.cond(jnp.all(sound), usual, careful, *args)
+    return out
+
+
 # What factors A here returns whether it was sound, the triangular factor, and what else there is.
 
 
 def _carefully(
-    by_blocks: Callable[..., tuple[Array, ...]],
-    by_householder: Callable[..., tuple[Array, ...]],
+    by_blocks: Callable[..., Arrays],
+    by_householder: Callable[..., Arrays],
     a: Array,
     *b: Array,
-) -> tuple[Array, ...]:
+) -> Arrays:
     """BY_BLOCKS of A in units of its columns, and ``by_householder`` of each matrix unsound for it.
 
     Powers of two change no digit: a matrix that was sound as it is gets the factors that it had.
@@ -98,20 +146,20 @@ def _carefully(
 
 
 def _mixed(
-    by_householder: Callable[..., tuple[Array, ...]],
+    by_householder: Callable[..., Arrays],
     sound: Array,
-    factors: tuple[Array, ...],
+    factors: Arrays,
     a: Array,
     *b: Array,
-) -> tuple[Array, ...]:
+) -> Arrays:
     """The factors, and those ``by_householder`` of each matrix that is not sound."""
     each = sound[..., None, None]
 
-    def mixed(factors: tuple[Array, ...], a: Array, *b: Array) -> tuple[Array, ...]:
+    def mixed(factors: Arrays, a: Array, *b: Array) -> Arrays:
         others = by_householder(a, *b)
         return tuple(jnp.where(each, x, y) for x, y in zip(factors, others, strict=True))
 
-    out: tuple[Array, ...] = lax.cond(
+    out: Arrays = lax.cond(
         jnp.all(sound), lambda factors, *_: factors, mixed, factors, a, *b
     )
     return out
@@ -123,13 +171,19 @@ def triangle_and_product(a: Array, b: Array) -> tuple[Array, Array]:
     return u, c
 
 
-def _first_pass(a: Array) -> tuple[Array, ...]:
+def _first_pass(a: Array) -> Arrays:
     """Whether A (m, n) can go on; U1 and Q1 with A = Q1 U1, and the lower triangle of Q1^H Q1."""
     u1, inverted, sound = _cholesky(a)
+    nearly, q1, gram = _orthogonalized(a, inverted)
+    return sound & nearly, u1, q1, gram
+
+
+def _orthogonalized(a: Array, inverted: Inverted) -> tuple[Array, Array, Array]:
+    """Whether Q1 = A U1^-1 is nearly orthonormal, Q1, and the lower triangle of Q1^H Q1."""
     q1 = inverted.unscaled().right(a)
     gram = _lower_gram(q1)
     departure = jnp.max(jnp.abs(jnp.tril(gram) - jnp.eye(a.shape[1], dtype=a.dtype)))
-    return sound & (departure <= _MOST_DEPARTURE), u1, q1, gram
+    return departure <= _MOST_DEPARTURE, q1, gram
 
 
 def _second_pass(u1: Array, q1: Array, gram: Array) -> tuple[Array, Array]:
@@ -139,14 +193,14 @@ def _second_pass(u1: Array, q1: Array, gram: Array) -> tuple[Array, Array]:
 
 
 def _without_q(
-    by_householder: Callable[..., tuple[Array, ...]], a: Array, *b: Array
-) -> tuple[Array, ...]:
+    by_householder: Callable[..., Arrays], a: Array, *b: Array
+) -> Arrays:
     """U of a (..., m, n), and the first n rows of Q^H B where there is a b."""
     by_blocks = over_leading_axes(_gram_schmidt)
     if a.shape[-1] > LONE:
         return _mixed(by_householder, *_in_the_same_loop(by_blocks, a, *b), a, *b)
     sound, *out = by_blocks(a, *b)
-    chosen: tuple[Array, ...] = lax.cond(
+    chosen: Arrays = lax.cond(
         jnp.all(sound),
         lambda out, a, b: tuple(out),
         lambda out, a, b: _carefully(by_blocks, by_householder, a, *b),
@@ -156,8 +210,8 @@ def _without_q(
 
 
 def _in_the_same_loop(
-    by_blocks: Callable[..., tuple[Array, ...]], a: Array, *b: Array
-) -> tuple[Array, tuple[Array, ...]]:
+    by_blocks: Callable[..., Arrays], a: Array, *b: Array
+) -> tuple[Array, Arrays]:
     """Which are sound, and the factors: as A is or, if one is not, in units of its columns.
 
     One loop of at most two turns compiles all this once. Blocks of columns are copied anyway, so
@@ -188,7 +242,7 @@ def _in_the_same_loop(
     return sound, tuple(out)
 
 
-def _gram_schmidt(a: Array, *b: Array) -> tuple[Array, ...]:
+def _gram_schmidt(a: Array, *b: Array) -> Arrays:
     """Whether all blocks of columns were sound, U, and Q^H B where there is a b."""
     n = a.shape[1]
     size = _columns_of_a_block(n)

@@ -3,13 +3,13 @@
 JAX's functions are bound here by name, once: a program may set ``jnp.linalg.qr = jaxqr.qr``.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.lax.linalg import householder_product
 from jax.numpy.linalg import qr as jax_qr
 
 from jaxqr._linalg.batching import over_matrices
+from jaxqr._linalg.layouts import by_rows
 from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._linalg.reflectors import Reflectors, adjoint_times
 from jaxqr._linalg.scaling import divided, units_at_the_ends
@@ -18,23 +18,52 @@ from jaxqr._linalg.scaling import divided, units_at_the_ends
 def qr(a: Array, mode: str) -> tuple[Array, ...]:
     """(q, r), or (r,) in mode "r", of a (..., m, n)."""
     units = units_at_the_ends(a)
-    *q, r = within_the_range(divided(a, units), mode)
-    return *q, r * units
+    return _factors(in_units(a, units), mode, units)
 
 
 def within_the_range(a: Array, mode: str) -> tuple[Array, ...]:
     """Likewise, but digits are lost where columns are near the ends of the type's range."""
-    result: Any = jax_qr(a, mode=mode)
-    return real_diagonal(*((result,) if mode == "r" else result))
+    return _factors(a, mode)
+
+
+def _factors(a: Array, mode: str, units: Array | None = None) -> tuple[Array, ...]:
+    """(q, r), or (r,), of A times units (..., 1, n)."""
+    r, (v, taus) = _raw(a, units)
+    m, k = v.shape[-2:]
+    if mode == "r":
+        return real_diagonal(r)
+    if mode == "complete":
+        v, r = _with_more(v, columns=m - k), _with_more(r, rows=m - k)
+    # LAPACK makes Q in the place of v, where R is: had XLA not read R before, it would copy both.
+    v, r = lax.optimization_barrier((v, r))
+    return real_diagonal(householder_product(v, taus[..., 0, :]), r)
+
+
+def _with_more(x: Array, *, rows: int = 0, columns: int = 0) -> Array:
+    return jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, rows), (0, columns)])
+
+
+def _raw(a: Array, units: Array | None = None) -> tuple[Array, Reflectors]:
+    """R (..., k, n) of A times units, and the reflectors, as LAPACK leaves them."""
+    transposed, taus = jax_qr(a, mode="raw")
+    stored, k = transposed.mT, taus.shape[-1]
+    r = jnp.triu(stored[..., :k, :])
+    return r if units is None else r * units, Reflectors(stored[..., :k], taus[..., None, :])
+
+
+def in_units(a: Array, units: Array) -> Array:
+    """A (..., m, n) divided by units (..., 1, n), for LAPACK, which takes matrices by columns."""
+    if a.ndim > 2 or jnp.iscomplexobj(a):
+        return divided(a, units)
+    # By columns first: rows may be a power of two long, and then XLA takes eight times as long to
+    # go through them column by column while it divides.
+    return divided(by_rows(a.mT), units.mT).mT
 
 
 def reflectors_of(a: Array) -> tuple[Array, Reflectors]:
     """R (..., k, n) as LAPACK leaves it, and the reflectors of a (..., m, n)."""
     units = units_at_the_ends(a)
-    transposed, taus = jax_qr(divided(a, units), mode="raw")
-    k = min(a.shape[-2:])
-    stored = transposed.mT
-    return jnp.triu(stored[..., :k, :]) * units, Reflectors(stored[..., :k], taus[..., None, :])
+    return _raw(in_units(a, units), units)
 
 
 def triangle_and_product(a: Array, b: Array) -> tuple[Array, Array]:

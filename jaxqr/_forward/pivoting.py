@@ -1,10 +1,11 @@
 """QR with column pivoting: LAPACK's geqp3 where there is one, plain XLA everywhere else.
 
-LAPACK makes all pivots, also where the first k are wanted. So these are found by Gram-Schmidt, in k
+Of deep matrices it is their triangular factor that goes through it. LAPACK makes all pivots, also where the first k are wanted. So these are found by Gram-Schmidt, in k
 passes over the matrix.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,13 +14,15 @@ from jax import Array, lax
 from jax.lax.linalg import householder_product
 from jax.lax.linalg import qr as jax_qr
 
-from jaxqr._forward import householder
+from jaxqr._forward import cholesky, householder
 from jaxqr._linalg.algebra import materialized
-from jaxqr._linalg.batching import are_known
+from jaxqr._linalg.batching import are_known, batch_aware
+from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.exporting import unless_exported
 from jaxqr._linalg.products import adjoint, matmul, project
 from jaxqr._linalg.reflectors import abs2, magnitude, reflector
 from jaxqr._linalg.scaling import divided, units_at_the_ends, units_of_columns
+from jaxqr._linalg.tuning import by_platform
 
 # Up to which share of all pivots the first k are found by themselves, and in a matrix of how many
 # elements at least. How many times as fast as LAPACK on two cores, float32 | float64: 10 of
@@ -36,12 +39,14 @@ def take_columns(a: Array, p: Array) -> Array:
     return jnp.take_along_axis(materialized(a), p[..., None, :], axis=-1)
 
 
-def pivoted_qr(a: Array, mode: str, k: int, *chances: Array) -> tuple[Array, ...]:
+def pivoted_qr(
+    a: Array, mode: str, k: int, *chances: Array, method: str = "auto"
+) -> tuple[Array, ...]:
     """(q, r, p), or (r, p) in mode "r", of a (..., m, n), after k <= min(m, n) pivots.
 
     q is (..., m, k) and r (..., k, n); in mode "complete", (..., m, m) and (..., m, n). The pivot
     at step j has the largest norm left, or with chances, which are noise (..., k, n) and a
-    temperature (), the largest log norm^2 + temperature noise_j.
+    temperature (), the largest log norm^2 + temperature noise_j. ``method`` may be "householder".
     """
     if a.size == 0:
         p = jnp.broadcast_to(jnp.arange(a.shape[-1], dtype=jnp.int32), _like_columns(a))
@@ -53,11 +58,23 @@ def pivoted_qr(a: Array, mode: str, k: int, *chances: Array) -> tuple[Array, ...
     if are_known(m, n) and k <= _MOST_SHARE * min(m, n) and m * n >= _LEAST_SIZE:
         out = _leading(a, mode, k)
         return out
-    out = lax.platform_dependent(
-        a,
-        cpu=lambda a: tuple(_on_cpu(a, mode=mode, k=k)),
-        default=lambda a: _xla(a, mode, k),
-    )
+
+    def all_pivots(a: Array) -> tuple[Array, ...]:
+        out: tuple[Array, ...] = lax.platform_dependent(
+            a,
+            cpu=lambda a: tuple(_on_cpu(a, mode=mode, k=k)),
+            default=lambda a: _xla(a, mode, k),
+        )
+        return out
+
+    def of_triangle(a: Array) -> tuple[Array, ...]:
+        return cholesky.pivoted_qr(a, mode, all_pivots)
+
+    def best(c: Crossovers) -> Callable[[Array], tuple[Array, ...]]:
+        deep = method == "auto" and cholesky.suits_pivots(c, a, mode)
+        return of_triangle if deep else all_pivots
+
+    out = batch_aware(lambda a: by_platform(best, all_pivots, a))(a)
     return out
 
 
@@ -69,7 +86,7 @@ def _lapack(a: Array, mode: str, k: int) -> tuple[Array, ...]:
     full = mode == "complete"
     # One unit for a matrix: pivots are chosen among columns as they are.
     unit = units_at_the_ends(a.reshape(*a.shape[:-2], -1, 1))
-    q, r, p = jax_qr(divided(a, unit), pivoting=True, full_matrices=full)
+    q, r, p = jax_qr(householder.in_units(a, unit), pivoting=True, full_matrices=full)
     return _cut((q, r * unit, p), mode, k)
 
 
