@@ -366,7 +366,7 @@ def _solve_columns(
         finite = jnp.where(infinite, 1, ridge)
         r, x, system = _solved(a, b, finite, rcond, forward_mode)
         r, x = jnp.where(infinite, b, r), jnp.where(infinite, 0 * x, x)
-    lost = first_dependent(lax.stop_gradient(system.root[0])) if check_rank else None
+    lost = first_dependent(_triangle(system)) if check_rank else None
     if not full:
         return (x, None), (None, None, lost)
     covariance = _covariance(system, forward_mode)
@@ -425,9 +425,15 @@ def _rank(system: System) -> Array:
     """The rank (...,) that was found, or the number of independent columns."""
     if system.rcond is not None:
         return rank(system.root)[..., 0, 0].astype(jnp.int32)
-    (u,) = system.root
-    independent: Array = jnp.sum(~dependent_columns(u), axis=-1, dtype=jnp.int32)
+    dependent = dependent_columns(_triangle(system))
+    independent: Array = jnp.sum(~dependent, axis=-1, dtype=jnp.int32)
     return independent
+
+
+def _triangle(system: System) -> Array:
+    """U, without what LAPACK has below it."""
+    (u,) = system.root
+    return jnp.triu(lax.stop_gradient(u))
 
 
 def _covariance(system: System, forward_mode: bool) -> Array:

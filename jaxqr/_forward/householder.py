@@ -8,11 +8,14 @@ from jax import Array, lax
 from jax.lax.linalg import householder_product
 from jax.numpy.linalg import qr as jax_qr
 
-from jaxqr._linalg.batching import over_matrices
+from jaxqr._linalg.batching import are_known, over_matrices
 from jaxqr._linalg.layouts import by_rows
 from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._linalg.reflectors import Reflectors, adjoint_times
 from jaxqr._linalg.scaling import divided, units_at_the_ends
+
+_MOST_PAGES = 2000
+_APART = 512  # bytes
 
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:
@@ -44,24 +47,40 @@ def _with_more(x: Array, *, rows: int = 0, columns: int = 0) -> Array:
 
 
 def _raw(a: Array, units: Array | None = None) -> tuple[Array, Reflectors]:
-    """R (..., k, n) of A times units, and the reflectors, as LAPACK leaves them."""
+    """R (..., k, n) of A times units, and the reflectors."""
+    stored, q = packed(a)
+    r = jnp.triu(stored)
+    return r if units is None else r * units, q
+
+
+def packed(a: Array) -> tuple[Array, Reflectors]:
+    """R (..., k, n) as LAPACK leaves it, with reflectors where it has zeros, and these.
+
+    Digits are lost where columns are near the ends of the type's range.
+    """
     transposed, taus = jax_qr(a, mode="raw")
     stored, k = transposed.mT, taus.shape[-1]
-    r = jnp.triu(stored[..., :k, :])
-    return r if units is None else r * units, Reflectors(stored[..., :k], taus[..., None, :])
+    return stored[..., :k, :], Reflectors(stored[..., :k], taus[..., None, :])
 
 
 def in_units(a: Array, units: Array) -> Array:
     """A (..., m, n) divided by units (..., 1, n), for LAPACK, which takes matrices by columns."""
-    if a.ndim > 2 or jnp.iscomplexobj(a):
+    if not _misses_caches_down_a_column(a):
         return divided(a, units)
-    # By columns first: rows may be a power of two long, and then XLA takes eight times as long to
-    # go through them column by column while it divides.
+    # XLA transposes as it divides, and takes eight times as long as by itself.
     return divided(by_rows(a.mT), units.mT).mT
 
 
+def _misses_caches_down_a_column(a: Array) -> bool:
+    """Whether rows of a real matrix lie powers of two apart, or on more pages than are at hand."""
+    if a.ndim > 2 or jnp.iscomplexobj(a) or not are_known(*a.shape):
+        return False
+    rows, columns = a.shape
+    return rows > _MOST_PAGES or columns * a.dtype.itemsize % _APART == 0
+
+
 def reflectors_of(a: Array) -> tuple[Array, Reflectors]:
-    """R (..., k, n) as LAPACK leaves it, and the reflectors of a (..., m, n)."""
+    """R (..., k, n), its diagonal as LAPACK leaves it, and the reflectors of a (..., m, n)."""
     units = units_at_the_ends(a)
     return _raw(in_units(a, units), units)
 

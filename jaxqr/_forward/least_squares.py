@@ -15,7 +15,7 @@ from jaxqr._linalg.batching import batch_aware, over_columns, over_matrices, sui
 from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.reflectors import Reflectors, adjoint_times, det
 from jaxqr._linalg.ridge import beside, with_ridge, with_zeros
-from jaxqr._linalg.scaling import divided, magnitudes, unit
+from jaxqr._linalg.scaling import divided, largest_of_columns, magnitudes, unit
 from jaxqr._linalg.tuning import by_platform
 
 _LEAST_FOR_REFLECTORS = 128  # columns
@@ -42,7 +42,7 @@ def _full_rank(a: Array, ridge: Array | None) -> Factors:
     q, u = _forward.qr(factored, "reduced", "auto")
     if ridge is not None:
         q = beside(a, ridge, q)
-    return Factors(*_in_units(u, factored), q)
+    return Factors(*_in_units(u), q)
 
 
 def factor_for_few_products(a: Array) -> Factors:
@@ -51,8 +51,8 @@ def factor_for_few_products(a: Array) -> Factors:
     deep = rows >= _DEEP * columns
     if columns < _LEAST_FOR_REFLECTORS or (deep and columns <= _MOST_FOR_Q):
         return factor(a, None, None)
-    u, q = batch_aware(_reflectors)(a)
-    return Factors(*_in_units(u, a), q)
+    u, d, q = batch_aware(_reflectors)(a)
+    return Factors((u,), d, q)
 
 
 def factor_and_solve_without_q(
@@ -67,9 +67,8 @@ def factor_and_solve_without_q(
         a, b = with_ridge(a, ridge), with_zeros(a, b, ridge)
     elif a.shape[-2] == a.shape[-1]:
         reduce = _reduce_square
-    (u, q), c = over_columns(batch_aware(reduce), shared=True)(a, b)
-    root, d = _in_units(u, a)
-    return root, d, q, over_matrices(solve_left)(*root, c)
+    (u, d, q), c = over_columns(batch_aware(reduce), shared=True)(a, b)
+    return (u,), d, q, over_matrices(solve_left)(u, c)
 
 
 def determinant(
@@ -83,25 +82,21 @@ def determinant(
     q: Array | Reflectors | None = None
     square = a.shape[-2] == a.shape[-1]
     if square:
-        u, q = batch_aware(_reflectors)(a)
-    elif with_q:
-        q, u = _forward.qr(a, "reduced", "auto")
+        u, d, q = batch_aware(_reflectors)(a)
     else:
-        (u,) = _forward.qr(a, "r", "auto")
-    on_diagonal = diagonal(u)
+        *of_q, r = _forward.qr(a, "reduced" if with_q else "r", "auto")
+        q = of_q[0] if of_q else None
+        (u,), d = _in_units(r)
+    on_diagonal = diagonal(u) * d[..., 0]
     sign = jnp.prod(jnp.sign(on_diagonal), axis=-1)
     sign = sign * det(q) if isinstance(q, Reflectors) else jnp.abs(sign).astype(a.dtype)
-    return *_in_units(u, a), q, sign, jnp.sum(jnp.log(jnp.abs(on_diagonal)), axis=-1)
+    return (u,), d, q, sign, jnp.sum(jnp.log(jnp.abs(on_diagonal)), axis=-1)
 
 
-def _in_units(u: Array, a: Array) -> tuple[Root, Array]:
-    """U D^-1, and D: the units of A's columns. They are as long as U's, and U is smaller.
-
-    Where it is not, A is read: LAPACK leaves U by columns, which would be copied for it.
-    """
-    like = a if a.shape == u.shape else u
-    d = _units(jnp.max(magnitudes(like), axis=-2)[..., None]).astype(u.dtype)
-    return (divided(u, d.mT),), d
+def _in_units(u: Array) -> tuple[Root, Array]:
+    """U D^-1, and D: the units of A's columns. They are as long as U's, and U is smaller."""
+    d = _units(largest_of_columns(u)).astype(u.dtype)
+    return (divided(u, d),), d.mT
 
 
 def _units(largest: Array) -> Array:
@@ -109,11 +104,13 @@ def _units(largest: Array) -> Array:
     return jnp.where(largest < jnp.inf, unit(largest), jnp.nan)
 
 
-Reduced = tuple[tuple[Array, Reflectors | None], Array]
+# U (..., n, n) and D (..., n, 1) of A D^-1 = Q U, and the reflectors of Q if they are kept. What is
+# below U's diagonal need not be zero.
+Reduced = tuple[Array, Array, Reflectors | None]
 
 
-def _reduce(a: Array, b: Array) -> Reduced:
-    """U, no reflectors, and the first n rows of Q^H b without Q."""
+def _reduce(a: Array, b: Array) -> tuple[Reduced, Array]:
+    """U and D, no reflectors, and the first n rows of Q^H b without Q."""
 
     def best(c: Crossovers) -> Callable[..., tuple[Array, Array]]:
         if suits(c, a, b):
@@ -123,22 +120,34 @@ def _reduce(a: Array, b: Array) -> Reduced:
         return householder.triangle_and_product
 
     u, c = by_platform(best, householder.triangle_and_product, a, b)
-    return (u, None), c
+    (u,), d = _in_units(u)
+    return (u, d, None), c
 
 
-def _reduce_square(a: Array, b: Array) -> Reduced:
-    """U, the reflectors, and Q^H b."""
-    u, q = _reflectors(a, b)
-    return (u, q), over_matrices(adjoint_times)(q, b)
+def _reduce_square(a: Array, b: Array) -> tuple[Reduced, Array]:
+    """U, D, the reflectors, and Q^H b."""
+    u, d, q = _reflectors(a, b)
+    return (u, d, q), over_matrices(adjoint_times)(q, b)
 
 
-def _reflectors(a: Array, *beside: Array) -> tuple[Array, Reflectors]:
-    """U and the reflectors; what is beside a counts where small matrices are told."""
+def _reflectors(a: Array, *beside: Array) -> tuple[Array, Array, Reflectors]:
+    """U, D and the reflectors; what is beside a counts where small matrices are told."""
 
-    def best(c: Crossovers) -> Callable[..., tuple[Array, Reflectors]]:
-        return batched.reflectors_of if suits(c, a, *beside) else householder.reflectors_of
+    def by_batch(a: Array) -> tuple[Array, Array, Reflectors]:
+        u, q = batched.reflectors_of(a)
+        (u,), d = _in_units(u)
+        return u, d, q
 
-    out: tuple[Array, Reflectors] = by_platform(best, householder.reflectors_of, a)
+    def by_lapack(a: Array) -> tuple[Array, Array, Reflectors]:
+        # A in units spares a pass over U, and to keep U beside the reflectors.
+        d = _units(largest_of_columns(a)).astype(a.dtype)
+        u, q = householder.packed(householder.in_units(a, d))
+        return u, d.mT, q
+
+    def best(c: Crossovers) -> Callable[..., tuple[Array, Array, Reflectors]]:
+        return by_batch if suits(c, a, *beside) else by_lapack
+
+    out: tuple[Array, Array, Reflectors] = by_platform(best, by_lapack, a)
     return out
 
 

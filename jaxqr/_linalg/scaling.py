@@ -29,8 +29,7 @@ def column_units(x: Array) -> Array:
 
 def units_of_columns(x: Array) -> Array:
     """The units (..., 1, n) of the columns of matrices x (..., m, n), in the type of x."""
-    largest = jnp.max(magnitudes(x), axis=-2, keepdims=True, initial=0)
-    return unit(largest).astype(x.dtype)
+    return unit(largest_of_columns(x)).astype(x.dtype)
 
 
 def units_at_the_ends(x: Array) -> Array:
@@ -40,7 +39,7 @@ def units_at_the_ends(x: Array) -> Array:
     before their norms do.
     """
     limits = jnp.finfo(x.dtype)
-    largest = _largest_of_columns(x)
+    largest = largest_of_columns(x)
     low, high = float(limits.tiny / limits.eps**1.5), float(limits.max * limits.eps)
     within = (largest > low) & (largest < high)
     units = jnp.where(within, jnp.ones_like(largest), unit(largest)).astype(x.dtype)
@@ -49,8 +48,11 @@ def units_at_the_ends(x: Array) -> Array:
     return in_memory
 
 
-def _largest_of_columns(x: Array) -> Array:
-    """Of real x without |x|, for which XLA would copy a transpose."""
+def largest_of_columns(x: Array) -> Array:
+    """The largest magnitudes (..., 1, n) in the columns of x (..., m, n).
+
+    Of real x without |x|, for which XLA would copy a transpose.
+    """
     if jnp.iscomplexobj(x):
         return jnp.max(magnitudes(x), axis=-2, keepdims=True, initial=0)
     most, least = (f(x, axis=-2, keepdims=True, initial=0) for f in (jnp.max, jnp.min))
