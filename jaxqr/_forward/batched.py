@@ -22,6 +22,8 @@ from jaxqr._linalg.reflectors import (
 )
 from jaxqr._linalg.scaling import divided
 
+_LEAST_ROWS_APART = 16
+
 
 def qr(a: Array, mode: str) -> tuple[Array, ...]:
     """(q, r), or (r,) in mode "r", of a (..., m, n)."""
@@ -59,11 +61,15 @@ def _factored(x: Array) -> tuple[Array, list[Group]]:
     scale = materialized(magnitude(largest)).astype(x.dtype)  # (n, batch)
     x = divided(x, scale[None])
     groups, rows = [], []
+    # R's rows by themselves keep no trailing matrix in memory, but they are copied: which is little
+    # where there are many others.
+    are_apart = x.shape[0] >= max(x.shape[1], _LEAST_ROWS_APART)
     for columns in in_groups(x, k):
         size = columns.stop - columns.start
         x, taus = eliminate(x, size)
         groups.append((x[:, :size], taus))
-        rows.append(_rows_of_r(x[:size], scale))
+        done = _rows_of_r(x[:size], scale)
+        rows.append(materialized(done) if are_apart else done)
         x = x[size:, size:]
     return jnp.concatenate(rows), groups
 

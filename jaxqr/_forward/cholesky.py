@@ -159,9 +159,7 @@ def _mixed(
         others = by_householder(a, *b)
         return tuple(jnp.where(each, x, y) for x, y in zip(factors, others, strict=True))
 
-    out: Arrays = lax.cond(
-        jnp.all(sound), lambda factors, *_: factors, mixed, factors, a, *b
-    )
+    out: Arrays = lax.cond(jnp.all(sound), lambda factors, *_: factors, mixed, factors, a, *b)
     return out
 
 
@@ -192,9 +190,7 @@ def _second_pass(u1: Array, q1: Array, gram: Array) -> tuple[Array, Array]:
     return jnp.triu(matmul(u2.u, u1)), u2.right(q1)
 
 
-def _without_q(
-    by_householder: Callable[..., Arrays], a: Array, *b: Array
-) -> Arrays:
+def _without_q(by_householder: Callable[..., Arrays], a: Array, *b: Array) -> Arrays:
     """U of a (..., m, n), and the first n rows of Q^H B where there is a b."""
     by_blocks = over_leading_axes(_gram_schmidt)
     if a.shape[-1] > LONE:

@@ -1,7 +1,7 @@
 """QR with column pivoting: LAPACK's geqp3 where there is one, plain XLA everywhere else.
 
-Of deep matrices it is their triangular factor that goes through it. LAPACK makes all pivots, also where the first k are wanted. So these are found by Gram-Schmidt, in k
-passes over the matrix.
+Of deep matrices it is their triangular factor that goes through it. LAPACK makes all pivots, also
+where the first k are wanted. So these are found by Gram-Schmidt, in k passes over the matrix.
 """
 
 import functools
