@@ -33,11 +33,17 @@ from jaxqr._autodiff import (
     with_more_columns,
 )
 from jaxqr._forward import least_squares
-from jaxqr._linalg.augmented import rank, solve_augmented, solve_augmented_without_q
+from jaxqr._linalg.augmented import (
+    middle,
+    near_one,
+    rank,
+    solve_augmented,
+    solve_augmented_without_q,
+)
 from jaxqr._linalg.dependence import ROUNDING, dependent_columns, first_dependent
 from jaxqr._linalg.products import adjoint, matmul
 from jaxqr._linalg.reflectors import abs2
-from jaxqr._linalg.scaling import divided, units_of_columns
+from jaxqr._linalg.scaling import divided, unit, units_of_columns
 from jaxqr._rules import least_squares as rules
 from jaxqr._rules.least_squares import Operators, Solved, System
 
@@ -392,9 +398,11 @@ def _solved(
             root, d, q = constant(least_squares.factor, adjoint(a), ridge, None)
         system = System(a, ridge, None, root, d, q)
         if forward_mode:
-            x, y, _ = linear_solution(system, None, b / d)
+            # As near_one does, but linear in b, and half of it for what goes the other way.
+            half = unit(jnp.sqrt(middle(d).real)).astype(d.dtype)
+            x, y = (x / half for x in linear_solution(system, None, b / (d / half))[:2])
         else:
-            solution = constant(_solution, system, None, b / d)
+            solution = constant(_solution_for_g, system, b)
             x, y, _ = derive(Solved(system, None, b / d, *solution), forward_mode)
         r = jnp.zeros_like(b) if ridge is None else -ridge.astype(a.dtype) * (y / d)
         return r, x, system
@@ -520,6 +528,12 @@ def _solution(system: System, f: Array | None, g: Array | None) -> tuple[Array, 
     return solve_augmented(root, q, f, g, spans=rules.spans(system))
 
 
+def _solution_for_g(system: System, unmeasured: Array) -> list[Array]:
+    """(r, x) for f = 0 and g of the user's size."""
+    g, back = near_one(unmeasured, system.d)
+    return [back(x) for x in _solution(system, None, g)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Solution:
     """(r, x, x / d) of a solved system, with its derivative. Arguments are the leaves of Solved.
@@ -545,10 +559,7 @@ class Solution:
     def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
         """Cotangents of the arguments; None for the constants."""
         solved = self.structure.unflatten(residuals)
-        r_bar, x_bar, unmeasured_bar = cotangents
-        if unmeasured_bar is not None:
-            x_bar = rules.plus(x_bar, unmeasured_bar / solved.system.d)
-        bars = rules.pullback(operators(self.forward_mode), solved, r_bar, x_bar)
+        bars = rules.pullback(operators(self.forward_mode), solved, *cotangents)
         return tuple(self.structure.flatten_up_to(bars))
 
     def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:

@@ -252,5 +252,18 @@ def test_ends_of_the_range(shape, dtype):
         check_in_units(jnp.take_along_axis(a, p[..., None, :], axis=-1), *factors, size, tol)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("shape", [(5, 4), (4, 6), (60, 8)], ids=str)
+def test_pivots_of_columns_at_both_ends_of_the_range(shape, dtype):
+    """The largest is near the largest number, and no other is lost beside it."""
+    sizes = 10.0 ** np.linspace(-32, 33, shape[-1])[::-1]
+    a = (gaussian(shape, dtype) * np.random.default_rng(0).permutation(sizes)).astype(dtype)
+    q, r, p = (np.asarray(x) for x in jaxqr.pivoted_qr(a))
+    sizes = np.abs(a).max(axis=0)[p]
+    wide = q.astype("complex128")
+    assert norm((wide @ r - a[:, p]) / sizes) <= tolerance(dtype, shape, 1) * norm(a[:, p] / sizes)
+    assert norm(np.conj(wide.T) @ wide - np.eye(wide.shape[1])) <= 8 * tolerance(dtype, shape, 1)
+
+
 def check_in_units(b, q, r, size, tol):
     check_qr(np.asarray(b) / size, np.asarray(q), np.asarray(r) / size, tol)

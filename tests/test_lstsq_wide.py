@@ -62,6 +62,25 @@ def test_every_scale(exponent, by_reflectors):
     assert_close((scaled, s * a_bar_of, s * b_bar_of), (x, a_bar, b_bar), 0.0)
 
 
+@pytest.mark.parametrize("options", [{}, {"forward_mode": True}, {"rcond": 1e-6}], ids=str)
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4), (5, 5)], ids=str)
+def test_a_near_the_largest_number(shape, options):
+    """The solution is small, and what it is made of smaller: no digit of what is not is lost."""
+    m, n = shape
+    a = np.asarray(matrix(shape, "float32", 1e3))
+    b, x_bar = gaussian((m,), "float32"), jnp.asarray(gaussian((n,), "float32"))
+    s = 2.0**105
+
+    @jax.jit
+    def both(a, b, x_bar):
+        x, pullback = jax.vjp(lambda b: jaxqr.lstsq(a, b, **options), b)
+        return x, *pullback(x_bar)
+
+    x, b_bar = both(a, b, x_bar)
+    (small, _), (_, bar_of_small) = both(a * s, b / 2**20, x_bar), both(a * s, b, x_bar / 2**20)
+    assert_close((small * s * 2**20, bar_of_small * s * 2**20), (x, b_bar), 1e-6)
+
+
 def test_what_the_rows_span_leaves_nothing(by_reflectors):
     """A-bar is -xi x^H and what x-bar has outside the rows of A."""
     a = jnp.asarray(np.eye(4, 7))

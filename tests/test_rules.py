@@ -133,6 +133,19 @@ def test_every_scale(name, mode, dtype, shape):
         assert_close(of(jnp.asarray(2.0**power, dtype)), plain, tolerance(dtype, shape))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("sizes", [(1e-25, 1e33), (1e33, 1e-25), (1e-30, 1e36)], ids=str)
+def test_columns_at_both_ends_of_the_range(sizes, dtype):
+    """Powers of two of columns change no digit of Q's derivative either, and R's are in theirs."""
+    a, q_bar = gaussian((5, 2), dtype), jnp.asarray(gaussian((5, 2), dtype) / 4)
+    units = (2.0 ** np.round(np.log2(sizes))).astype(dtype)
+    pull = jax.jit(lambda a: jax.vjp(lambda a: jaxqr.qr(a)[0], a)[1](q_bar)[0])
+    found, expected = (np.asarray(pull(x)).astype("complex128") for x in (a * units, a))
+    subnormal = float(np.finfo(dtype).tiny) * units.real.astype("float64")
+    error = np.maximum(np.abs(found * units - expected) - 2 * subnormal, 0)
+    assert norm(error) <= tolerance(dtype, (5, 2)) * norm(expected)
+
+
 def check_structure(name, mode, options, a, da, out, tangents, tol):
     alone = mode == "alone"
     tri, q, p = unpack(name, out, alone)

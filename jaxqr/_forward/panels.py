@@ -71,8 +71,8 @@ def qr(a: Array, mode: str) -> tuple[Array, ...]:
     def factors(a: Array) -> tuple[Array, ...]:
         (m, n), units = a.shape, units_at_the_ends(a)
         steps = _factored(divided(a, units))
-        r = _triangle(steps)[:n, :n].T * units
-        return (r,) if mode == "r" else (_q(steps, m - n)[:m, :n], r)
+        r = by_rows(_triangle(steps)[:n, :n].T * units)
+        return (r,) if mode == "r" else (by_rows(_q(steps, m - n)[:m, :n]), r)
 
     out: tuple[Array, ...] = over_leading_axes(factors)(a)
     return out
@@ -102,9 +102,8 @@ def _factored(a: Array) -> list[Step]:
         w = count * width
         first, turn = _by_parts(rest[:w], count, _block)
         rest, change = rest[w:], turn.change(rest[w:])
-        rows = rest[:, :w] - change[:, :w]
+        rows, rest = materialized((rest[:, :w] - change[:, :w], rest[:, w:] - change[:, w:]))
         steps.append((jnp.concatenate([first, rows]), turn))
-        rest = rest[:, w:] - change[:, w:]
     return steps
 
 

@@ -21,7 +21,7 @@ from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.exporting import unless_exported
 from jaxqr._linalg.products import adjoint, matmul, project
 from jaxqr._linalg.reflectors import abs2, magnitude, reflector
-from jaxqr._linalg.scaling import divided, units_at_the_ends, units_of_columns
+from jaxqr._linalg.scaling import divided, unit_at_the_ends, units_of_columns
 from jaxqr._linalg.tuning import by_platform
 
 # Up to which share of all pivots the first k are found by themselves, and in a matrix of how many
@@ -84,8 +84,7 @@ def _like_columns(a: Array) -> tuple[int, ...]:
 
 def _lapack(a: Array, mode: str, k: int) -> tuple[Array, ...]:
     full = mode == "complete"
-    # One unit for a matrix: pivots are chosen among columns as they are.
-    unit = units_at_the_ends(a.reshape(*a.shape[:-2], -1, 1))
+    unit = unit_at_the_ends(a)
     q, r, p = jax_qr(householder.in_units(a, unit), pivoting=True, full_matrices=full)
     return _cut((q, r * unit, p), mode, k)
 

@@ -28,6 +28,11 @@ def total(terms: Iterable[Array]) -> Array:
     return functools.reduce(operator.add, terms)
 
 
+def sum_of_rows(x: Array) -> Array:
+    """(1, n[, batch]), of x (m, n[, batch]); of many small ones written out."""
+    return jnp.sum(x, axis=0, keepdims=True) if x.ndim == 2 else total(x)[None]
+
+
 def adjoint(x: Array) -> Array:
     """The conjugate transpose of x (m, n[, batch])."""
     return jnp.conj(jnp.swapaxes(x, 0, 1))
@@ -63,11 +68,6 @@ def summand(x: Array, y: Array) -> Array:
 def settled(x: Array) -> Array:
     """X (m, n[, batch]), :func:`materialized` where it has a batch axis."""
     return x if x.ndim == 2 else materialized(x)
-
-
-def settled_together(*xs: Array) -> tuple[Array, ...]:
-    """Likewise; what is made of one of them is made when all are there."""
-    return xs if xs[0].ndim == 2 else materialized(xs)
 
 
 def difference(x: Array, y: Array) -> Array:

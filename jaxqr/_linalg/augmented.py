@@ -21,6 +21,7 @@ with orthonormal columns: a complete orthogonal decomposition. With lambda, Q B 
 [A; sqrt(lambda) I] D^-1, and of Q the rows beside A suffice. The normal equations are never formed.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -37,7 +38,13 @@ from jaxqr._linalg.algebra import (
     total,
 )
 from jaxqr._linalg.batching import over_columns, over_matrices
-from jaxqr._linalg.scaling import column_units, divided, magnitudes, unit
+from jaxqr._linalg.scaling import (
+    column_units,
+    divided,
+    magnitudes,
+    unit,
+    units_of_columns,
+)
 
 Root = tuple[Array, ...]
 
@@ -112,6 +119,17 @@ def solve_augmented_without_q(a: Array, d: Array, root: Root, g: Array) -> tuple
     return r, x
 
 
+def near_one(g: Array, d: Array) -> tuple[Array, Callable[[Array], Array]]:
+    """D^-1 G (..., n, nrhs) in units, and what brings the solution for it back.
+
+    Where A is near the largest number D^-1 G is near the smallest one, and loses digits.
+    """
+    size, of_d = units_of_columns(g), middle(d)
+    half = unit(jnp.sqrt(magnitudes(size)) / jnp.sqrt(magnitudes(of_d))).astype(g.dtype)
+    other = divided(divided(size, half), of_d)  # size / of_d may be out of range
+    return divided(divided(g, size), divided(d, of_d)), lambda x: x * half * other
+
+
 # Products with A D^-1. Numbers of D^-1 x may be beyond the range of the type where A D^-1 x is not:
 # so narrow factors are brought near one first, and d near its middle. A itself is read as it is.
 
@@ -145,6 +163,13 @@ def product_over(left: Array, d: Array, right: Array, *, as_adjoint: bool) -> Ar
     return _outer(y, x) if as_adjoint else _outer(x, y)
 
 
+def middle(d: Array, axis: int = -2) -> Array:
+    """The unit in the middle of d's."""
+    units = magnitudes(d)
+    most, least = (f(units, axis=axis, keepdims=True) for f in (jnp.max, jnp.min))
+    return unit(jnp.sqrt(most) * jnp.sqrt(least)).astype(d.dtype)
+
+
 _WRITTEN_OUT = 4  # columns
 
 
@@ -162,9 +187,7 @@ def _outer(x: Array, y: Array) -> Array:
 def _times(a: Array, d: Array, x: Array) -> Array:
     """Of one matrix or, with the batch innermost, of many small ones."""
     size = column_units(x).astype(x.dtype)[None]
-    units = magnitudes(d)
-    ends = (jnp.max(units, axis=0, keepdims=True), jnp.min(units, axis=0, keepdims=True))
-    middle = unit(jnp.sqrt(ends[0]) * jnp.sqrt(ends[1])).astype(x.dtype)
-    measured = divided(divided(x, size), divided(d, middle))
-    y: Array = divided(over_columns(matmul)(a, measured), middle)
+    of_d = middle(d, axis=0)
+    measured = divided(divided(x, size), divided(d, of_d))
+    y: Array = divided(over_columns(matmul)(a, measured), of_d)
     return y * size

@@ -53,12 +53,15 @@ def outermost(x: Array, batch: tuple[int, ...]) -> Array:
     return x.reshape(rows * columns, -1).T.reshape(*batch, rows, columns)
 
 
-def batch_aware(f: Callable[..., Any]) -> Callable[..., Any]:
+def batch_aware(
+    f: Callable[..., Any], in_derivatives: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
     """F, which maps over leading axes by itself, told by them of the batch that vmap adds.
 
     Where vmap maps the first array, ``f`` gets the new axis as a leading one of all, and can choose
     its algorithm by the size of the batch; elsewhere vmap maps ``f`` as usual. Derivatives are
-    those of ``f`` as written: ``jax.custom_batching.custom_vmap`` has none of its own in reverse.
+    those of ``f`` as written, or of ``in_derivatives``, which is the same function:
+    ``jax.custom_batching.custom_vmap`` has none of its own in reverse.
     """
 
     def rule(axis_size: int, in_batched: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -71,7 +74,7 @@ def batch_aware(f: Callable[..., Any]) -> Callable[..., Any]:
         out = aware(*jax.tree.map(with_axis, args, in_batched))
         return out, jax.tree.map(lambda _: True, out)
 
-    aware = _with_vmap_rule(f, rule)
+    aware = _with_vmap_rule(f, rule, in_derivatives)
     return aware
 
 
@@ -106,8 +109,13 @@ def _as_usual(f: Any, axis_size: int, in_batched: tuple[Any, ...], *args: Any) -
     return out, jax.tree.map(lambda _: True, out)
 
 
-def _with_vmap_rule(f: Callable[..., Any], rule: Callable[..., Any]) -> Callable[..., Any]:
+def _with_vmap_rule(
+    f: Callable[..., Any],
+    rule: Callable[..., Any],
+    in_derivatives: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
     """F, which vmap maps by a rule: it returns the outputs, and which have the axis, in front."""
+    differentiated = f if in_derivatives is None else in_derivatives
 
     @jax.custom_batching.custom_vmap
     def mapped(*args: Any) -> Any:
@@ -124,7 +132,7 @@ def _with_vmap_rule(f: Callable[..., Any], rule: Callable[..., Any]) -> Callable
 
     @wrapped.defjvp
     def jvp(primals: Any, tangents: Any) -> Any:
-        return jax.tree.map(_batch_leading, jax.jvp(f, primals, tangents))
+        return jax.tree.map(_batch_leading, jax.jvp(differentiated, primals, tangents))
 
     return wrapped
 
@@ -177,71 +185,79 @@ def unless_any(
     needed: within a branch, XLA's loops for CPUs have one thread.
     """
 
-    def apart(*args: Any) -> Any:
+    def apart(*args: Any, in_place: bool) -> Any:
         kept = jax.tree.map(lambda x: laid_out(x)[0], args)
-        return chosen(kept, kept, functools.partial(in_pieces, careful))
+        wanted = needed(*kept)[..., None, None]
+        return _corrected(careful, usual(*kept), wanted, kept, axis=0, in_place=in_place)
 
-    def together(*args: Any) -> Any:
-        # The branch is given what the usual way has anyway: with the batch axis innermost.
+    def together(*args: Any, in_place: bool) -> Any:
+        # What is kept has the batch axis innermost, as the usual way has it anyway.
         batch = jax.tree.leaves(args)[0].shape[:-2]
         kept = jax.tree.map(innermost, args)
         shown = jax.tree.map(lambda x: outermost(x, batch), kept)
-        return chosen(shown, kept, functools.partial(in_pieces, careful, innermost_of=batch))
+        out = jax.tree.map(innermost, usual(*shown))
+        wanted = needed(*shown).reshape(1, 1, -1)
+        out = _corrected(careful, out, wanted, kept, axis=2, in_place=in_place)
+        return jax.tree.map(lambda x: outermost(x, batch), out)
 
-    def chosen(args: Any, kept: Any, carefully: Callable[[Any], Any]) -> Any:
-        out, wanted = usual(*args), needed(*args)
+    def by_batch(*args: Any, in_place: bool) -> Any:
+        ways = [functools.partial(f, in_place=in_place) for f in (together, apart)]
+        return by_platform(lambda c: ways[not suits(c, *args)], ways[1], *args)
 
-        def mixed(out: Any, wanted: Array, kept: Any) -> Any:
-            def each(x: Array, y: Array) -> Array:
-                return jnp.where(wanted[..., None, None], x, y)
-
-            return jax.tree.map(each, carefully(kept), out)
-
-        return lax.cond(jnp.any(wanted), mixed, lambda out, *_: out, out, wanted, kept)
-
-    def by_batch(*args: Any) -> Any:
-        return by_platform(lambda c: together if suits(c, *args) else apart, apart, *args)
-
-    return batch_aware(by_batch)
+    return batch_aware(
+        functools.partial(by_batch, in_place=True),
+        in_derivatives=functools.partial(by_batch, in_place=False),
+    )
 
 
 _PIECE = 2**17  # elements: a megabyte in float64
 
 
-def in_pieces(
-    f: Callable[..., Any], args: Any, *, innermost_of: tuple[int, ...] | None = None
+def _corrected(
+    f: Callable[..., Any], out: Any, wanted: Array, args: Any, *, axis: int, in_place: bool
 ) -> Any:
-    """F of arrays (..., rows, columns), of a part of the batch at a time, for less memory.
+    """OUT, but F of args where it is wanted; of a part of the batch at a time, for less memory.
 
-    The arrays may be (rows, columns, batch), of a batch ``innermost_of``.
+    Arrays are (rows, columns, batch) where the axis of the batch is 2, else (..., rows, columns).
+    ``in_place`` needs no room for another OUT, and has no derivative in reverse.
 
     What a branch that is not taken would take is asked for all the same, with what the program
     takes otherwise, and from a size on (32 MB in Linux) memory is had anew in every call.
     """
     leaves = jax.tree.leaves(args)
-    batch = leaves[0].shape[:-2] if innermost_of is None else innermost_of
-    pieces = _pieces(batch, leaves)
+    pieces = _pieces(leaves[0].shape[axis:-2] if axis == 0 else leaves[0].shape[axis:], leaves)
+    is_needed = jnp.any(wanted)
+
+    def mixed(out: Any, wanted: Array, args: Any) -> Any:
+        new = f(*jax.tree.map(lambda x: jnp.moveaxis(x, axis, 0), args))
+        back = jax.tree.map(lambda x: jnp.moveaxis(x, 0, axis), new)
+        return jax.tree.map(functools.partial(jnp.where, wanted), back, out)
+
+    def by_pieces(times: Array | int, out: Any, *others: Any) -> Any:
+        apart, others = jax.tree.map(in_pieces, (out, others))
+
+        def correct(i: Array, apart: Any) -> Any:
+            piece = jax.tree.map(
+                lambda x: lax.dynamic_index_in_dim(x, i, axis + 1, False), (apart, *others)
+            )
+            return jax.tree.map(
+                lambda x, y: lax.dynamic_update_index_in_dim(x, y, i, axis + 1),
+                apart,
+                mixed(*piece),
+            )
+
+        apart = lax.fori_loop(0, times, correct, apart)
+        return jax.tree.map(lambda x, y: x.reshape(y.shape), apart, out)
 
     # Every so many-th matrix: each piece of a sharded batch is sharded as the batch is.
-    def piece_of(x: Array, i: Array | int) -> Array:
-        if innermost_of is None:
-            x = x.reshape(-1, pieces, *x.shape[-2:])
-            piece: Array = lax.dynamic_index_in_dim(x, i, 1, False)
-            return piece
-        x = x.reshape(*x.shape[:2], -1, pieces)
-        return outermost(lax.dynamic_index_in_dim(x, i, 3, False), (x.shape[2],))
+    def in_pieces(x: Array) -> Array:
+        rest = x.shape[-2:] if axis == 0 else ()
+        return x.reshape(*x.shape[:axis], -1, pieces, *rest)
 
-    def of_piece(i: Array | int) -> Any:
-        return f(*jax.tree.map(lambda x: piece_of(x, i), args))
-
-    def joined(x: Array) -> Array:
-        return jnp.moveaxis(x, 0, 1).reshape(*batch, *x.shape[2:])
-
-    if pieces == 1:
-        if innermost_of is None:
-            return f(*args)
-        return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), of_piece(0))
-    return jax.tree.map(joined, lax.map(of_piece, jnp.arange(pieces)))
+    if in_place and pieces > 1:
+        return by_pieces(jnp.where(is_needed, pieces, 0), out, wanted, args)
+    correct = mixed if pieces == 1 else functools.partial(by_pieces, pieces)
+    return lax.cond(is_needed, correct, lambda out, *_: out, out, wanted, args)
 
 
 def _pieces(batch: tuple[int, ...], arrays: list[Any]) -> int:

@@ -22,10 +22,10 @@ from jaxqr._linalg.algebra import (
     adjoint_of_factor,
     below_diagonal,
     diagonal,
+    materialized,
     matmul,
     select,
     settled,
-    settled_together,
     solve_adjoint_left,
     solve_left,
     summand,
@@ -163,14 +163,17 @@ class Inverted(NamedTuple):
     def within_reach(self) -> tuple["Inverted", Array]:
         """U / g, and g: 1, but where the least elements of U^-1 would be taken for zero.
 
-        That is where columns of U are near the largest number. A power of two, (1, 1[, batch]).
+        That is where columns of U are near the largest number; where others are near the smallest
+        one, g is as large as these allow. A power of two, (1, 1[, batch]).
         """
         one = jnp.ones_like(self.d, shape=(1, *self.d.shape[1:]))
         if len(self.inverses) != 1:  # B is scaled
             return self, one[None]
-        limits = jnp.finfo(self.d.dtype)
-        far = jnp.max(self.d.real, keepdims=True, initial=0) > float(limits.eps / limits.tiny)
-        g = jnp.where(far, one / float(limits.eps) ** 2, one)
+        limits, d = jnp.finfo(self.d.dtype), self.d.real
+        high = float(limits.eps / limits.tiny)
+        most, least = (f(d, axis=0, keepdims=True) for f in (jnp.max, jnp.min))
+        g = unit(jnp.clip(least * high, 1, 1 / float(limits.eps) ** 2)).astype(one.dtype)
+        g = jnp.where(most > high, g, one)
         return self._replace(d=divided(self.d, g)), g[None]
 
     def left(self, b: Array) -> Array:
@@ -247,7 +250,8 @@ def sum_over_adjoint(p: Array | None, q: Array, s: Array, u: Array) -> Array:
     Deep input is cheaper to pass through once than twice: P U^-H + Q (S U^-H).
     """
     # The solve begins when what S is made of is done with: less is in memory at a time.
-    s, u = settled_together(s, u)
+    if u.ndim > 2 or not _is_for_lapack(u):
+        s, u = materialized((s, u))
     m, k = q.shape[:2]
     if p is None:
         return matmul(q, Inverted.of(u, rows=k).adjoint_right(s))
@@ -271,7 +275,7 @@ def product_over(x: Array, u: Array, s: Array, v: Array) -> Array:
     units = _beside(d * g, jnp.broadcast_to(g, (1, *v.shape[1:])))
     factor = inverted.left(_beside(factor, v))
     if x.ndim > 2:  # the division is part of the product's loop
-        return divided(matmul(x, factor), units)
+        return settled(divided(summand(x, factor), units))
     product: Array = _product_in_units(x, factor, units)
     return product
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxqr._linalg.algebra import on_diagonal, select
+from jaxqr._linalg.algebra import on_diagonal, select, sum_of_rows
 from jaxqr._linalg.batching import over_matrices
 from jaxqr._linalg.reflectors import abs2
 from jaxqr._linalg.scaling import column_units, divided
@@ -26,8 +26,8 @@ def _dependent(r: Array) -> Array:
     k = min(rows, columns)
     r = r[:k, :k]
     r = divided(r, column_units(r).astype(r.dtype)[None])
-    diagonal = jnp.sum(select(on_diagonal(r), jnp.abs(r), 0), axis=0, keepdims=True)
-    norms = jnp.sqrt(jnp.sum(abs2(r), axis=0, keepdims=True))
+    diagonal = sum_of_rows(select(on_diagonal(r), jnp.abs(r), 0))
+    norms = jnp.sqrt(sum_of_rows(abs2(r)))
     tolerance = max(rows, columns, ROUNDING) * float(jnp.finfo(r.dtype).eps)
     return jnp.less_equal(diagonal, tolerance * norms)
 

@@ -5,6 +5,8 @@ squares of 1e20 do in float32. So factors are measured in units of their own siz
 where a factorization commutes with the scaling of columns, and results are brought back at the end.
 """
 
+import functools
+
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -24,7 +26,11 @@ def unit(largest: Array) -> Array:
 
 def column_units(x: Array) -> Array:
     """The units (n[, batch]) of the columns of x (m, n[, batch])."""
-    return unit(jnp.max(magnitudes(x), axis=0, initial=0))
+    sizes = magnitudes(x)
+    if x.ndim == 2:
+        return unit(jnp.max(sizes, axis=0, initial=0))
+    # Written out: XLA would have what it reduces in memory.
+    return unit(functools.reduce(jnp.maximum, sizes))
 
 
 def units_of_columns(x: Array) -> Array:
@@ -38,14 +44,35 @@ def units_at_the_ends(x: Array) -> Array:
     There LAPACK loses digits: XLA's threads flush subnormal numbers, and complex columns overflow
     before their norms do.
     """
-    limits = jnp.finfo(x.dtype)
     largest = largest_of_columns(x)
-    low, high = float(limits.tiny / limits.eps**1.5), float(limits.max * limits.eps)
+    low, high = _ends(x)
     within = (largest > low) & (largest < high)
     units = jnp.where(within, jnp.ones_like(largest), unit(largest)).astype(x.dtype)
     # XLA would find them anew for each element that it multiplies with them.
     in_memory: Array = lax.optimization_barrier(units)
     return in_memory
+
+
+def unit_at_the_ends(x: Array) -> Array:
+    """One unit (..., 1, 1) for all columns likewise, where their sizes among each other count.
+
+    In it the largest is as large as may be, so that the smallest one has room.
+    """
+    largest = largest_of_columns(x)
+    low, high = _ends(x)
+    most = jnp.max(largest, axis=-1, keepdims=True, initial=0)
+    least = jnp.min(largest, axis=-1, keepdims=True, initial=high, where=largest > 0)
+    within = (low < least) & (most < high) | ~(most < jnp.inf)
+    largest_unit = jnp.maximum(unit(most) / high, float(jnp.finfo(x.dtype).tiny))
+    unit_of_all = jnp.where(within, 1, unit(largest_unit)).astype(x.dtype)
+    in_memory: Array = lax.optimization_barrier(unit_of_all)
+    return in_memory
+
+
+def _ends(x: Array) -> tuple[float, float]:
+    """Between which sizes of columns LAPACK keeps all digits."""
+    limits = jnp.finfo(x.dtype)
+    return float(limits.tiny / limits.eps**1.5), float(limits.max * limits.eps)
 
 
 def largest_of_columns(x: Array) -> Array:

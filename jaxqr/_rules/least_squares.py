@@ -43,7 +43,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxqr._linalg.algebra import materialized
-from jaxqr._linalg.augmented import adjoint_times, product_over, rank, times
+from jaxqr._linalg.augmented import adjoint_times, near_one, product_over, rank, times
 from jaxqr._linalg.products import adjoint
 from jaxqr._rules.taylor import from_first, reversed_from
 
@@ -79,6 +79,12 @@ class Operators(NamedTuple):
     solve: Callable[[System, Array | None, Array | None], tuple[Array, Array]]  # M^+ (f, g)
     null_part: Callable[[System, Array], Array]  # N t
 
+    def solve_for(self, system: System, unmeasured: Array) -> tuple[Array, Array]:
+        """M^+ (0, D^-1 g) for g of the user's size."""
+        g, back = near_one(unmeasured, system.d)
+        r, x = self.solve(system, None, g)
+        return back(r), back(x)
+
     def w(self, system: System, t: Array) -> Array:
         """A^+H t."""
         return self.solve(system, None, t)[0]
@@ -110,10 +116,22 @@ def spans(system: System) -> Array | None:
     return jnp.ones((*system.a.shape[:-2], 1, 1), bool)
 
 
-def pullback(apply: Operators, solved: Solved, r_bar: Array | None, x_bar: Array | None) -> Solved:
-    """Cotangents of a solved system; None for what is constant."""
+def pullback(
+    apply: Operators,
+    solved: Solved,
+    r_bar: Array | None,
+    x_bar: Array | None,
+    unmeasured_bar: Array | None,
+) -> Solved:
+    """Cotangents of a solved system, from those of r, x and D^-1 x; None for what is constant."""
     system, f, g, r, x = solved
-    rho, xi = apply.solve(system, r_bar, x_bar)
+    is_alone = r_bar is None and x_bar is None
+    if unmeasured_bar is not None:
+        x_bar = plus(x_bar, unmeasured_bar / system.d)
+    if unmeasured_bar is not None and is_alone:
+        rho, xi = apply.solve_for(system, unmeasured_bar)
+    else:
+        rho, xi = apply.solve(system, r_bar, x_bar)
     pairs = [(rho, -x), (r, -xi)]
     if system.rcond is not None:
         for t, s in ((x, x_bar), (xi, g)):
