@@ -161,11 +161,17 @@ def test_a_large_batch_goes_in_pieces(batch, forward_mode, monkeypatch):
     def gradient(a):
         return jax.grad(lambda a: jnp.sum(jaxqr.qr(a, mode="r", forward_mode=forward_mode) ** 3))(a)
 
+    def turned(a):
+        return jax.grad(lambda a: jnp.sum(gradient(a) ** 2))(a)
+
     alone = jax.lax.map(gradient, a)
+    also_turned = jax.lax.map(turned, a[:3]) if forward_mode else None
     monkeypatch.setattr(batching, "_PIECE", 40 * batch // 12)
     assert batching._pieces((batch,), [a]) == 4
     jax.clear_caches()
-    text = str(jax.make_jaxpr(gradient)(a))
-    assert "length=4" in text
+    assert "dynamic_update_slice" in str(jax.make_jaxpr(gradient)(a))
     assert_close(jax.jit(gradient)(a), alone, 1e-13)
+    if forward_mode:
+        assert "length=4" in str(jax.make_jaxpr(turned)(a))
+        assert_close(jax.jit(turned)(a)[:3], also_turned, 1e-11)
     jax.clear_caches()
