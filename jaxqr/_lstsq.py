@@ -135,7 +135,7 @@ def lstsq(
     Raises:
         ValueError: a has fewer than two axes; b none; rows or batch axes do not match; rcond is
             not a scalar; rcond and ridge, or rcond and check_rank, are both given; one of them is
-            known to be negative, or rcond to be beyond 1 or not a number.
+            known to be negative or not a number, or rcond to be beyond 1.
         TypeError: an argument is not an array of numbers; rcond or ridge is complex.
 
     All of it is done by orthogonal factorization, the ridge by that of A and sqrt(ridge) I, the
@@ -182,7 +182,7 @@ def lstsq(
     """
     a = as_matrices("lstsq", "a", a)
     b = as_array("lstsq", "b", b)
-    shift = None if is_number_zero(ridge) else level("lstsq", "ridge", ridge)
+    shift = None if is_number_zero(ridge) else level("lstsq", "ridge", ridge, number=True)
     cut = _cut(a, b, rcond)
     flags("lstsq", forward_mode=forward_mode, check_rank=check_rank, full=full)
     if cut is not None and shift is not None:
@@ -224,10 +224,7 @@ def _cut(a: Array, b: Array, rcond: ArrayLike | str | None) -> Array | None:
         with jax.numpy_dtype_promotion("standard"):
             scalar = compute_dtype(jnp.result_type(a, b))
         return jnp.asarray(ROUNDING * float(jnp.finfo(scalar).eps))
-    cut = level("lstsq", "rcond", rcond, most=1)
-    if cut.ndim:
-        raise ValueError(f"lstsq expects rcond to be a scalar. Got shape {cut.shape}.")
-    return cut
+    return level("lstsq", "rcond", rcond, most=1, scalar=True)
 
 
 def _check_shapes(a: Array, b: Array, ridge: Array | None, vectors: bool) -> None:
