@@ -106,7 +106,7 @@ def _refusal(dtype: Any) -> str | None:
 def level(
     caller: str,
     name: str,
-    value: ArrayLike,
+    value: ArrayLike | None,
     *,
     most: float = np.inf,
     number: bool = False,

@@ -45,10 +45,10 @@ from jaxqr._rules.least_squares import Operators, Solved, System
 class LeastSquares(NamedTuple):
     """What ``lstsq(..., full=True)`` returns; each field is differentiable but the rank."""
 
-    x: Any  # (..., n) or (..., n, nrhs)
-    rss: Any  # ||b - A x||^2, real, (...,) or (..., nrhs)
-    rank: Any  # (...,), integers
-    covariance: Any  # (A^H A + ridge I)^+, (..., n, n)
+    x: Array  # (..., n) or (..., n, nrhs)
+    rss: Array  # ||b - A x||^2, real, (...,) or (..., nrhs)
+    rank: Array  # (...,), integers
+    covariance: Array  # (A^H A + ridge I)^+, (..., n, n)
 
 
 # Whether rank was lost, the matrix of the batch and its column.
@@ -79,6 +79,19 @@ def lstsq(
     check_rank: bool = False,
     full: Literal[True],
 ) -> LeastSquares: ...
+
+
+@overload
+def lstsq(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    rcond: ArrayLike | Literal["auto"] | None = None,
+    ridge: ArrayLike = 0.0,
+    forward_mode: bool = False,
+    check_rank: bool = False,
+    full: bool,
+) -> Array | LeastSquares: ...
 
 
 @by_name
@@ -270,7 +283,7 @@ def _lstsq(
         out, lost = _real_or_complex(a.astype(real), parts, ridge, rcond, **options)
         out = out._replace(x=lax.complex(*jnp.split(out.x, 2, axis=-1)))
         if out.rss is not None:
-            out = out._replace(rss=sum(jnp.split(out.rss, 2, axis=-1)))
+            out = out._replace(rss=jnp.add(*jnp.split(out.rss, 2, axis=-1)))
     result = result_dtype(dtype)
     out = out._replace(x=out.x.astype(result))
     if out.rss is not None:
