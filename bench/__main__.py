@@ -15,7 +15,6 @@ from bench.measure import FIRST_CALL, SECONDS, SHARE, TEMPORARIES, Row
 from bench.report import ratio_of, report
 from bench.results import Result, load, save
 from bench.suites import EFFORTS, SUITES, Size, Suite
-from jaxqr.cli.reading import MatrixMarketError
 
 RESULTS = Path("bench/results")
 
@@ -24,17 +23,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     chosen = [suite for suite in SUITES if not args.suites or suite.name in args.suites]
     files = [str(path) for path in args.matrix]
-    if args.report and not _results(args.out):
-        _say(f"{args.out}: there are no results")
-        return 2
-    if not args.report:
-        try:
+    try:  # told now, not after what is measured
+        for folder in [args.out, *args.beside] if args.report else args.beside:
+            if not _results(folder):
+                raise ValueError(f"{folder}: there are no results")
+        if not args.report:
             for file in files:
                 read_matrix(file)
-        except MatrixMarketError as error:
-            _say(str(error))
-            return 2
-        args.out.mkdir(parents=True, exist_ok=True)
+            _results(args.out, but=chosen)  # which will be in the report, too
+            args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _say(f"{error.filename}: {error.strerror}")
+        return 2
+    except ValueError as error:
+        _say(str(error))
+        return 2
+    if not args.report:
         if warning := pinned():
             _say(warning)
         jax.config.update("jax_enable_compilation_cache", False)  # what is compiled is timed
@@ -101,9 +105,9 @@ def _write_up(out: Path, chosen: Sequence[Suite], beside: Sequence[Path]) -> Non
     _say(f"written: {out / 'README.md'}")
 
 
-def _results(folder: Path) -> dict[str, Result]:
+def _results(folder: Path, but: Sequence[Suite] = ()) -> dict[str, Result]:
     """What is there of the suites, by name."""
-    paths = {suite.name: folder / f"{suite.name}.json" for suite in SUITES}
+    paths = {suite.name: folder / f"{suite.name}.json" for suite in SUITES if suite not in but}
     return {name: load(path) for name, path in paths.items() if path.exists()}
 
 
@@ -129,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_const",
         const="quick",
         default="full",
-        help="fewer shapes, shorter samples; without, all of it takes about half an hour",
+        help="fewer shapes, shorter samples; without, all of it takes about an hour",
     )
     parser.add_argument(
         "--tiny", dest="size", action="store_const", const="tiny", help="only see that it runs"

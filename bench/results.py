@@ -31,16 +31,20 @@ def save(result: Result, path: Path) -> None:
 
 
 def load(path: Path) -> Result:
-    fields = json.loads(path.read_text())
-    rows = [
-        Row(
-            Case(**row["case"] | {"shape": tuple(row["case"]["shape"])}),
-            row["results"],
-            row["failures"],
-        )
-        for row in fields.pop("rows")
-    ]
-    return Result(**fields, rows=rows)
+    """What ``save`` has written; ValueError names the file that is something else."""
+    try:
+        fields = json.loads(path.read_text())
+        rows = [
+            Row(
+                Case(**row["case"] | {"shape": tuple(row["case"]["shape"])}),
+                row["results"],
+                row["failures"],
+            )
+            for row in fields.pop("rows")
+        ]
+        return Result(**fields, rows=rows)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: this is no suite's result: {error!r}") from error
 
 
 def _plain(row: Row) -> dict[str, Any]:

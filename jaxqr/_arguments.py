@@ -106,16 +106,21 @@ def _refusal(dtype: Any) -> str | None:
 def level(
     caller: str,
     name: str,
-    value: ArrayLike,
+    value: ArrayLike | None,
     *,
     most: float = np.inf,
     number: bool = False,
     positive: bool = False,
+    scalar: bool = False,
 ) -> Array:
     """A real number that is in 0..most, as far as can be told when it is traced.
 
-    With ``number`` it is not NaN, and with ``positive`` neither that nor 0.
+    With ``number`` it is not NaN, and with ``positive`` neither that nor 0. With ``scalar`` it has
+    no axes.
     """
+    if value is None:
+        expected = "positive" if positive else "a number, 0.0 for none"
+        raise TypeError(f"{caller} expects {name} to be {expected}. Got None.")
     if isinstance(value, int) and not isinstance(value, bool):
         value = math.inf if value > sys.float_info.max else float(value)
     array = as_array(caller, name, value)
@@ -130,6 +135,8 @@ def level(
         raise ValueError(f"{caller} expects {name} to be positive. Got {value}.")
     if not traced and most < np.inf and not (np.asarray(value) <= most).all():
         raise ValueError(f"{caller} expects {name} to be in 0..{most}. Got {value}.")
+    if scalar and array.ndim:
+        raise ValueError(f"{caller} expects {name} to be a scalar. Got shape {array.shape}.")
     return array
 
 
@@ -138,10 +145,14 @@ def is_number_zero(value: Any) -> bool:
     return isinstance(value, numbers.Real) and value == 0
 
 
+# What arguments may be beside the strings that they are one of.
+_ALSO = {"dependent": ("None",), "sort": ("None",), "rcond": ("None", "a number in 0..1")}
+
+
 def one_of(caller: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises ValueError unless the value is one of the choices."""
     if not (isinstance(value, str) and value in choices):
-        listed = ", ".join(repr(c) for c in choices)
+        listed = ", ".join([*map(repr, choices), *_ALSO.get(name, ())])
         raise ValueError(f"{caller} expects {name} to be one of {listed}. Got {value!r}.")
 
 

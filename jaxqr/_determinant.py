@@ -27,8 +27,8 @@ from jaxqr._rules.least_squares import System
 class SlogDet(NamedTuple):
     """What ``slogdet`` returns: the determinant is sign * exp(logabsdet)."""
 
-    sign: Any  # (...,), of the type of A
-    logabsdet: Any  # (...,), real
+    sign: Array  # (...,), of the type of A
+    logabsdet: Array  # (...,), real
 
 
 @by_name

@@ -51,10 +51,10 @@ from jaxqr._rules.least_squares import Operators, Solved, System
 class LeastSquares(NamedTuple):
     """What ``lstsq(..., full=True)`` returns; each field is differentiable but the rank."""
 
-    x: Any  # (..., n) or (..., n, nrhs)
-    rss: Any  # ||b - A x||^2, real, (...,) or (..., nrhs)
-    rank: Any  # (...,), integers
-    covariance: Any  # (A^H A + ridge I)^+, (..., n, n)
+    x: Array  # (..., n) or (..., n, nrhs)
+    rss: Array  # ||b - A x||^2, real, (...,) or (..., nrhs)
+    rank: Array  # (...,), integers
+    covariance: Array  # (A^H A + ridge I)^+, (..., n, n)
 
 
 # Whether rank was lost, the matrix of the batch and its column.
@@ -85,6 +85,19 @@ def lstsq(
     check_rank: bool = False,
     full: Literal[True],
 ) -> LeastSquares: ...
+
+
+@overload
+def lstsq(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    rcond: ArrayLike | Literal["auto"] | None = None,
+    ridge: ArrayLike = 0.0,
+    forward_mode: bool = False,
+    check_rank: bool = False,
+    full: bool,
+) -> Array | LeastSquares: ...
 
 
 @by_name
@@ -141,7 +154,7 @@ def lstsq(
     Raises:
         ValueError: a has fewer than two axes; b none; rows or batch axes do not match; rcond is
             not a scalar; rcond and ridge, or rcond and check_rank, are both given; one of them is
-            known to be negative, or rcond to be beyond 1 or not a number.
+            known to be negative or not a number, or rcond to be beyond 1.
         TypeError: an argument is not an array of numbers; rcond or ridge is complex.
 
     All of it is done by orthogonal factorization, the ridge by that of A and sqrt(ridge) I, the
@@ -188,7 +201,7 @@ def lstsq(
     """
     a = as_matrices("lstsq", "a", a)
     b = as_array("lstsq", "b", b)
-    shift = None if is_number_zero(ridge) else level("lstsq", "ridge", ridge)
+    shift = None if is_number_zero(ridge) else level("lstsq", "ridge", ridge, number=True)
     cut = _cut(a, b, rcond)
     flags("lstsq", forward_mode=forward_mode, check_rank=check_rank, full=full)
     if cut is not None and shift is not None:
@@ -230,10 +243,7 @@ def _cut(a: Array, b: Array, rcond: ArrayLike | str | None) -> Array | None:
         with jax.numpy_dtype_promotion("standard"):
             scalar = compute_dtype(jnp.result_type(a, b))
         return jnp.asarray(ROUNDING * float(jnp.finfo(scalar).eps))
-    cut = level("lstsq", "rcond", rcond, most=1)
-    if cut.ndim:
-        raise ValueError(f"lstsq expects rcond to be a scalar. Got shape {cut.shape}.")
-    return cut
+    return level("lstsq", "rcond", rcond, most=1, scalar=True)
 
 
 def _check_shapes(a: Array, b: Array, ridge: Array | None, vectors: bool) -> None:
@@ -279,7 +289,7 @@ def _lstsq(
         out, lost = _real_or_complex(a.astype(real), parts, ridge, rcond, **options)
         out = out._replace(x=lax.complex(*jnp.split(out.x, 2, axis=-1)))
         if out.rss is not None:
-            out = out._replace(rss=sum(jnp.split(out.rss, 2, axis=-1)))
+            out = out._replace(rss=jnp.add(*jnp.split(out.rss, 2, axis=-1)))
     result = result_dtype(dtype)
     out = out._replace(x=out.x.astype(result))
     if out.rss is not None:

@@ -294,9 +294,7 @@ def _chances(a: Array, k: int, temperature: Any, key: Any) -> Arrays:
             "pivoted_qr expects temperature and key together, for random pivots. Got "
             f"{given} without {missing}."
         )
-    heat = level("pivoted_qr", "temperature", temperature, number=True)
-    if heat.ndim:
-        raise ValueError(f"pivoted_qr expects temperature to be a scalar. Got shape {heat.shape}.")
+    heat = level("pivoted_qr", "temperature", temperature, number=True, scalar=True)
     real = jnp.finfo(compute_dtype(a.dtype)).dtype
     try:
         gumbel = jax.random.gumbel(key, (*a.shape[:-2], k, a.shape[-1]), real)

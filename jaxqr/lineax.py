@@ -30,7 +30,7 @@ from lineax.internal import (
     unravel_solution,
 )
 
-from jaxqr._arguments import compute_dtype
+from jaxqr._arguments import compute_dtype, level
 from jaxqr._forward.least_squares import factor, factor_for_few_products
 from jaxqr._linalg.augmented import Root, solve_augmented
 from jaxqr._linalg.dependence import ROUNDING
@@ -92,7 +92,8 @@ class QR(_Solver):
     """QR for lineax: least squares of deep operators, minimum norm of wide ones, of full rank.
 
     It takes the place of ``lineax.QR()``. Without full rank the solution is not finite, and lineax
-    says so; :class:`PivotedQR` finds the rank.
+    says so; or, where rounding hides it, finite and without a correct digit. :class:`PivotedQR`
+    finds the rank.
 
     Cost: the factorization of :func:`jaxqr.qr`, at most 4 m n^2 operations for m >= n, once for an
     operator; then 4 m n + n^2 for each vector.
@@ -125,7 +126,8 @@ class PivotedQR(_Solver):
     along operators of the same rank (Golub and Pereyra's): the solution jumps where it changes.
 
     Attributes:
-        rcond: a number, or None for 8 times machine epsilon, as ``jaxqr.lstsq(rcond="auto")``.
+        rcond: a number from 0 to 1, which may be traced, or None for 8 times machine epsilon, as
+            ``jaxqr.lstsq(rcond="auto")``.
 
     Cost: a complete orthogonal decomposition, two to three times that of :class:`QR`.
 
@@ -142,9 +144,16 @@ class PivotedQR(_Solver):
 
     rcond: float | None = None
 
+    def __check_init__(self) -> None:
+        """Raises what ``jaxqr.lstsq`` does for such an rcond."""
+        if self.rcond is not None:
+            level("PivotedQR", "rcond", self.rcond, most=1, scalar=True)
+
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> Factored:
         """The factors of an operator, up to its rank."""
         a = _matrix(operator)
+        if not a.size:  # its rank, which is 0, is full
+            return QR().init(operator, options)
         rcond = ROUNDING * jnp.finfo(a.dtype).eps if self.rcond is None else self.rcond
         factors = factor(a, None, jnp.asarray(rcond, jnp.finfo(a.dtype).dtype))
         return Factored(*factors, eqxi.Static(False), pack_structures(operator))

@@ -374,6 +374,23 @@ def test_command_refuses_in_one_line(tmp_path, capsys):
     assert main(["--report", "--out", str(out)]) == 2
     assert capsys.readouterr().err == f"{out}: there are no results\n"
     assert not out.exists()
+    assert main(["pivoted", "--tiny", "--beside", str(out), "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"{out}: there are no results\n"
+    out.touch()
+    assert main(["pivoted", "--tiny", "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"{out}: File exists\n"
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"rows": [{}]}', '{"rows": []}'])
+def test_command_names_what_is_no_result(text, tmp_path, monkeypatch, capsys):
+    broken = tmp_path / "rhs.json"
+    broken.write_text(text)
+    monkeypatch.setattr(bench_main, "run", lambda *_: pytest.fail("measured"))
+    for args in (["--report"], ["--report", "--beside", str(tmp_path)], ["pivoted", "--tiny"]):
+        assert main([*args, "--out", str(tmp_path)]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"{broken}: this is no suite's result: ")
+        assert err.count("\n") == 1
 
 
 def test_what_is_asked_of_a_gpu_is_counted(capsys):

@@ -645,6 +645,7 @@ def test_errors():
         (lambda: qr(jnp.ones((3, 8, 2)), square, "x", batch_axes="y"), "multiple of 2"),
         (lambda: lstsq(jnp.ones((8, 2)), jnp.ones(4), mesh, "rows"), r"b of shape \(4,\)"),
         (lambda: lstsq(jnp.ones((8, 2)), jnp.ones(8), mesh, "rows", -1.0), "negative"),
+        (lambda: lstsq(jnp.ones((8, 2)), jnp.ones(8), mesh, "rows", jnp.nan), "to be a number"),
         (lambda: lstsq(jnp.ones((8, 2)), jnp.ones(8), mesh, "rows", jnp.ones(2)), "scalar"),
         (lambda: qr(jnp.ones((0, 0)), mesh, "rows"), "sharded_qr expects each .* have rows. Got 0"),
         (lambda: lq(jnp.ones((0, 0)), mesh, "rows"), "sharded_lq .* to have columns. Got 0"),

@@ -74,6 +74,41 @@ def test_without_full_rank_qr_says_so():
         solve(np.zeros((3, 2)), np.ones(3), QR())
 
 
+@pytest.mark.parametrize(
+    ("rcond", "message"),
+    [
+        (-1.0, r"rcond not to be negative. Got -1.0"),
+        (np.nan, r"rcond to be in 0\.\.1. Got nan"),
+        (2.0, r"rcond to be in 0\.\.1. Got 2.0"),
+        (np.array([1e-3]), r"rcond to be a scalar. Got shape \(1,\)"),
+        ("auto", "rcond to be an array of numbers. Got str"),
+    ],
+    ids=str,
+)
+def test_rcond_is_checked(rcond, message):
+    with pytest.raises((ValueError, TypeError), match=f"PivotedQR expects {message}"):
+        PivotedQR(rcond)
+
+
+def test_rcond_may_be_traced():
+    a, b = np.diag([1.0, 1e-3, 1e-6]), np.ones(3)
+    ranks = jax.vmap(lambda rcond: solve.__wrapped__(a, b, PivotedQR(rcond)).stats["rank"])
+    assert ranks(jnp.array([1e-4, 1e-2])).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("shape", [(3, 0), (0, 3), (0, 0)], ids=str)
+def test_empty_operators(shape, solver):
+    m, n = shape
+    solution = solve(np.ones(shape), np.ones(m), solver)
+    assert np.array_equal(solution.value, np.zeros(n))
+    assert solution.stats.get("rank", 0) == 0
+    bars = jax.grad(lambda a, b: jnp.sum(solve(a, b, solver).value), (0, 1))(
+        np.ones(shape), np.ones(m)
+    )
+    assert [bar.tolist() for bar in bars] == [np.zeros(shape).tolist(), [0.0] * m]
+
+
 # Derivatives: of the pseudoinverse, along operators of the same rank.
 
 

@@ -286,6 +286,8 @@ def test_ridge_goes_to_zero_continuously(shape):
         ((2, 5, 3), (2, 5), {"ridge": np.ones(3)}, r"batch axes.*ridge of shape \(3,\)"),
         ((5, 3), (5,), {"ridge": -1.0}, r"expects ridge not to be negative. Got -1.0"),
         ((5, 3), (5,), {"ridge": jnp.array([1.0, -1.0])}, r"expects ridge not to be negative"),
+        ((5, 3), (5,), {"ridge": np.nan}, r"expects ridge to be a number. Got nan"),
+        ((5, 3), (5,), {"rcond": "Auto"}, r"one of 'auto', None, a number in 0\.\.1. Got 'Auto'"),
         ((5, 3), (5,), {"rcond": -1e-9}, r"expects rcond not to be negative. Got -1e-09"),
         ((5, 3), (5,), {"rcond": [1e-9]}, r"expects rcond to be a scalar. Got shape \(1,\)"),
         ((5, 3), (5,), {"rcond": 1e-9, "ridge": 1.0}, r"rcond or ridge but not both"),
@@ -307,6 +309,8 @@ def test_errors_of_type():
         jaxqr.lstsq(a, {"b": 1})
     with pytest.raises(TypeError, match=r"lstsq expects ridge to be real. Got complex128"):
         jaxqr.lstsq(a, b, ridge=1j)
+    with pytest.raises(TypeError, match=r"lstsq expects ridge to be a number, 0.0 for none. Got"):
+        jaxqr.lstsq(a, b, ridge=None)
     with pytest.raises(TypeError, match=r"lstsq expects rcond to be an array of numbers. Got dict"):
         jaxqr.lstsq(a, b, rcond={})
 

@@ -5,8 +5,10 @@ import re
 import shutil
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
+import jax
 import pytest
 
 import jaxqr
@@ -23,6 +25,18 @@ def test_the_version_is_the_same_everywhere():
     except FileNotFoundError:
         tags = ""  # no git here, or no repository
     assert set(tags.split()) <= {f"v{jaxqr.__version__}"}
+
+
+def test_what_is_returned_has_types():
+    fit, of_det = jaxqr.lstsq([[1.0]], [1.0], full=True), jaxqr.slogdet([[1.0]])
+    for returned in (fit, of_det):
+        assert typing.get_type_hints(type(returned)) == dict.fromkeys(returned._fields, jax.Array)
+    hints = [typing.get_type_hints(f) for f in typing.get_overloads(jaxqr.lstsq)]
+    assert {hint["full"]: hint["return"] for hint in hints} == {
+        typing.Literal[False]: jax.Array,
+        typing.Literal[True]: type(fit),
+        bool: jax.Array | type(fit),
+    }
 
 
 def test_a_program_may_put_jaxqr_in_the_place_of_jax():

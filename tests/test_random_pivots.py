@@ -351,6 +351,8 @@ def test_arguments():
     for cold in (0, jnp.zeros(()), np.array(0.0), jnp.nan):
         with pytest.raises(ValueError, match="temperature to be positive"):
             jaxqr.log_probability(a, cold)
+    with pytest.raises(TypeError, match=r"temperature to be positive. Got None"):
+        jaxqr.log_probability(a, None)
     with pytest.raises(
         TypeError, match=r"by name, as in log_probability\(r, temperature, residual="
     ):

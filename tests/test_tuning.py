@@ -426,6 +426,30 @@ def test_what_is_no_table_is_not_measured_for(there, reason, file, monkeypatch, 
     assert file.read_text() == there
 
 
+def no_room(*_, **__):
+    raise PermissionError(13, "Permission denied")
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(file, monkeypatch, capsys):
+    monkeypatch.setattr(tuning.tempfile, "TemporaryDirectory", no_room)
+    monkeypatch.setattr(tune, "tune", lambda *_: pytest.fail("measured"))
+    assert cli.main(["tune"]) == 2
+    assert capsys.readouterr() == ("", f"{file}: Permission denied\n")
+    monkeypatch.setattr(tune, "tune", lambda *_: (entry(SHIPPED), []))
+    assert cli.main(["tune", "--dry-run"]) == 0
+
+
+def test_what_was_measured_and_cannot_be_written_is_printed(file, monkeypatch, capsys):
+    other = entry(device_kind="abacus")
+    save([other], file)
+    monkeypatch.setattr(tune, "tune", lambda *_: (entry(SHIPPED), []))
+    monkeypatch.setattr(tuning, "save", no_room)
+    assert cli.main(["tune"]) == 2
+    out, err = capsys.readouterr()
+    assert out == tuning.text([other, entry(SHIPPED)])
+    assert err == f"{file}: Permission denied\n"
+
+
 def test_what_is_spoilt_in_the_cache_is_written_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "tune", lambda *_: (entry(SHIPPED), []))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -197,11 +197,23 @@ def load_what_there_is(file: Path) -> list[Entry]:
 def save(entries: list[Entry], file: Path) -> None:
     """Write a file, in one step: who reads it meanwhile gets the old one or the new one."""
     file = Path(os.path.realpath(file))  # a link stays one
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        new = Path(folder) / file.name
+    with room_beside(file) as folder:
+        new = folder / file.name
         new.write_text(text(entries), encoding="utf-8")
         os.replace(new, file)
+
+
+@contextlib.contextmanager
+def room_beside(file: Path) -> Iterator[Path]:
+    """A folder beside a file that is to be, for as long as it takes.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    parent = Path(os.path.realpath(file)).parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
+        yield Path(folder)
 
 
 def text(entries: list[Entry]) -> str:

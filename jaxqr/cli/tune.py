@@ -135,7 +135,7 @@ def main(argv: Sequence[str]) -> int:
         argv: the arguments after ``tune``.
 
     Returns:
-        The exit status: 0; 2 if the file is something else or could not be written; 130 if
+        The exit status: 0; 2 if the file is something else or cannot be written; 130 if
         interrupted. An interrupt ends the process where the work cannot be ended alone.
     """
     parser = argparse.ArgumentParser(
@@ -147,8 +147,11 @@ def main(argv: Sequence[str]) -> int:
         "--dry-run", action="store_true", help="print what would be written, and write nothing"
     )
     arguments = parser.parse_args(argv)
-    try:
-        tuning.load_what_there_is(_file())  # told now, not in two minutes
+    try:  # told now, not in two minutes
+        tuning.load_what_there_is(_file())
+        if not arguments.dry_run:
+            with tuning.room_beside(_file()):
+                pass
     except (OSError, ValueError) as error:
         return _refused(error)
     progress = Progress("tune")
@@ -168,13 +171,14 @@ def main(argv: Sequence[str]) -> int:
 
 def _hand_over(measured: tuning.Entry, dry_run: bool) -> int:
     """Print or write the table: this entry, and those of other devices and releases."""
-    file = _file()
+    file, entries = _file(), [measured]
     try:
         there = tuning.load_what_there_is(file)
         entries = [*(entry for entry in there if entry.key != measured.key), measured]
         if not dry_run:
             tuning.save(entries, file)
     except (OSError, ValueError) as error:  # it has changed meanwhile, or cannot be written
+        show(tuning.text(entries), end="")  # two minutes' work
         return _refused(error)
     if dry_run:
         show(tuning.text(entries), end="")

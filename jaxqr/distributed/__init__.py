@@ -8,6 +8,7 @@ processes (``jax.distributed``).
 
 * :func:`tsqr` and :func:`lstsq` are called inside ``jax.shard_map``, with the rows of one device.
 * :func:`sharded_qr`, :func:`sharded_lq` and :func:`sharded_lstsq` take the whole array and a mesh.
+  Their gradients belong under ``jax.jit``.
 
 **The derivative.** With the paper's pushforward, dQ and dR are local but for C = Q^H dA R^-1, a sum
 over the devices; its transpose is the paper's pullback (eq. 3), local but for the sum that makes

@@ -22,7 +22,7 @@ def check_axes(caller: str, argument: str, axes: tuple[str, ...]) -> None:
 
 def ridge_of(caller: str, ridge: Any) -> Array | None:
     """The ridge as an array; None where it is the number 0, which costs nothing."""
-    return None if is_number_zero(ridge) else level(caller, "ridge", ridge)
+    return None if is_number_zero(ridge) else level(caller, "ridge", ridge, number=True)
 
 
 def check(caller: str, a: Array, axis_name: AxisName, reduction: str) -> None:

@@ -52,7 +52,7 @@ def lstsq(
 
     Raises:
         ValueError: as :func:`jaxqr.distributed.tsqr` does; rows or batch axes of a and b do not
-            match; ridge is known to be negative.
+            match; ridge is known to be negative or not a number.
         TypeError: an argument is not an array of numbers; ridge is complex.
 
     R of [A | b] holds R of A and Q^H b, so that Q is never formed; what travels are the first n

@@ -44,7 +44,9 @@ def sharded_qr(
             divide; no rows; m < n; an unknown reduction.
         TypeError: a is not an array of numbers; mesh is no mesh; axes are no names.
 
-    Differentiable, at the cost of :func:`jaxqr.distributed.tsqr`.
+    Differentiable, at the cost of :func:`jaxqr.distributed.tsqr`. Wrap the gradient in ``jax.jit``:
+    without, JAX refuses what is made of q and r on a mesh of explicit axes, as ``jax.make_mesh``
+    gives one ("Length of device assignment 1"), but inside ``with jax.set_mesh(mesh)``.
 
     >>> import jax, jax.numpy as jnp, jaxqr.distributed
     >>> mesh = jax.make_mesh((len(jax.devices()),), ("rows",))
@@ -52,6 +54,9 @@ def sharded_qr(
     >>> q, r = jaxqr.distributed.sharded_qr(a, mesh, "rows")
     >>> q.shape, r.shape, bool(jnp.allclose(q @ r, a, rtol=1e-4))
     ((8, 2), (2, 2), True)
+    >>> loss = lambda a: jnp.sum(jaxqr.distributed.sharded_qr(a, mesh, "rows")[1])
+    >>> jax.jit(jax.grad(loss))(a).shape
+    (8, 2)
     """
     a = as_matrices("sharded_qr", "a", a)
     flags("sharded_qr", positive_diagonal=positive_diagonal)
@@ -84,6 +89,8 @@ def sharded_lq(
         ValueError: an axis that the mesh has not, or one named twice; columns or a batch that do
             not divide; no columns; m > n; an unknown reduction.
         TypeError: a is not an array of numbers; mesh is no mesh; axes are no names.
+
+    Differentiable, under ``jax.jit``, as :func:`sharded_qr` is.
 
     >>> import jax, jax.numpy as jnp, jaxqr.distributed
     >>> mesh = jax.make_mesh((len(jax.devices()),), ("columns",))
@@ -125,7 +132,7 @@ def sharded_lstsq(
 
     Returns:
         x (..., n) or (..., n, nrhs), replicated over ``row_axes``. Gradients by a and b are
-        sharded as they are.
+        sharded as they are. Wrap them in ``jax.jit``, as those of :func:`sharded_qr`.
 
     Raises:
         ValueError, TypeError: as :func:`sharded_qr` and :func:`jaxqr.distributed.lstsq` do.
