@@ -214,8 +214,10 @@ def _q(steps: list[Step], deeper: int) -> Array:
     for _, (vt, t) in reversed(steps):
         w, m = vt.shape
         inner = jnp.concatenate([vt[:, :w], matmul(vt[:, w:], q)], axis=1)
-        q = jnp.concatenate([jnp.eye(m, w, dtype=q.dtype), jnp.pad(q, [(w, 0), (0, 0)])], axis=1)
-        q = q - matmul(materialized(vt.T), matmul(t, inner))
+        # As sums these are part of the subtraction's loop.
+        identity = jnp.pad(jnp.eye(m, w, dtype=q.dtype), [(0, 0), (0, q.shape[1])])
+        change = matmul(materialized(vt.T), matmul(t, inner))
+        q = identity + jnp.pad(q, [(w, 0), (w, 0)]) - change
     return q
 
 
