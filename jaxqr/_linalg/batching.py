@@ -225,34 +225,32 @@ def _corrected(
     takes otherwise, and from a size on (32 MB in Linux) memory is had anew in every call.
     """
     leaves = jax.tree.leaves(args)
-    pieces = _pieces(leaves[0].shape[axis:-2] if axis == 0 else leaves[0].shape[axis:], leaves)
-    is_needed = jnp.any(wanted)
+    batch = leaves[0].shape[:-2] if axis == 0 else leaves[0].shape[axis:]
+    pieces, is_needed = _pieces(batch, leaves), jnp.any(wanted)
 
     def mixed(out: Any, wanted: Array, args: Any) -> Any:
         new = f(*jax.tree.map(lambda x: jnp.moveaxis(x, axis, 0), args))
         back = jax.tree.map(lambda x: jnp.moveaxis(x, 0, axis), new)
         return jax.tree.map(functools.partial(jnp.where, wanted), back, out)
 
-    def by_pieces(times: Array | int, out: Any, *others: Any) -> Any:
-        apart, others = jax.tree.map(in_pieces, (out, others))
-
-        def correct(i: Array, apart: Any) -> Any:
-            piece = jax.tree.map(
-                lambda x: lax.dynamic_index_in_dim(x, i, axis + 1, False), (apart, *others)
-            )
-            return jax.tree.map(
-                lambda x, y: lax.dynamic_update_index_in_dim(x, y, i, axis + 1),
-                apart,
-                mixed(*piece),
-            )
-
-        apart = lax.fori_loop(0, times, correct, apart)
-        return jax.tree.map(lambda x, y: x.reshape(y.shape), apart, out)
-
     # Every so many-th matrix: each piece of a sharded batch is sharded as the batch is.
     def in_pieces(x: Array) -> Array:
-        rest = x.shape[-2:] if axis == 0 else ()
-        return x.reshape(*x.shape[:axis], -1, pieces, *rest)
+        return x.reshape(*x.shape[:axis], -1, pieces, *x.shape[axis + len(batch) :])
+
+    def by_pieces(times: Array | int, *given: Any) -> Any:
+        apart, *others = jax.tree.map(in_pieces, given)
+
+        def piece_of(x: Array, i: Array) -> Array:
+            piece: Array = lax.dynamic_index_in_dim(x, i, axis + 1, False)
+            return piece
+
+        def correct(i: Array, apart: Any) -> Any:
+            new = mixed(*jax.tree.map(lambda x: piece_of(x, i), (apart, *others)))
+            put = functools.partial(lax.dynamic_update_index_in_dim, index=i, axis=axis + 1)
+            return jax.tree.map(put, apart, new)
+
+        corrected = lax.fori_loop(0, times, correct, apart)
+        return jax.tree.map(lambda x, y: x.reshape(y.shape), corrected, out)
 
     if in_place and pieces > 1:
         return by_pieces(jnp.where(is_needed, pieces, 0), out, wanted, args)
