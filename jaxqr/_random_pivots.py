@@ -80,7 +80,7 @@ def _log_probability(r: Array, temperature: Array, residual: Array | None) -> Ar
     real = jnp.finfo(scalar).dtype
     *batch, k, n = r.shape
     steps = jnp.broadcast_to(jnp.triu(jnp.ones((k, n), bool)), r.shape)  # column i at step j <= i
-    r = jnp.where(steps, r, 0).astype(scalar)
+    r = jnp.where(steps, r.astype(scalar), 0)
     heat = jnp.maximum(temperature.astype(real), float(jnp.finfo(real).tiny))  # XLA flushes others
     heat = jnp.broadcast_to(heat, batch)[..., None, None]
 
