@@ -35,6 +35,7 @@ from jaxqr._autodiff import (
 from jaxqr._forward import least_squares
 from jaxqr._linalg.augmented import rank, solve_augmented, solve_augmented_without_q
 from jaxqr._linalg.dependence import ROUNDING, dependent_columns, first_dependent
+from jaxqr._linalg.exporting import serializable
 from jaxqr._linalg.products import adjoint, matmul
 from jaxqr._linalg.reflectors import abs2
 from jaxqr._linalg.scaling import divided, units_of_columns
@@ -42,6 +43,7 @@ from jaxqr._rules import least_squares as rules
 from jaxqr._rules.least_squares import Operators, Solved, System
 
 
+@serializable
 class LeastSquares(NamedTuple):
     """What ``lstsq(..., full=True)`` returns; each field is differentiable but the rank."""
 

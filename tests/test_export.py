@@ -10,8 +10,11 @@ from jax import export
 from numerics import assert_close, gaussian, inexact, matrix, tolerance
 
 import jaxqr
+from jaxqr._determinant import SlogDet
 from jaxqr._linalg import reflectors
 from jaxqr._linalg.reflectors import Reflectors
+from jaxqr._lstsq import LeastSquares
+from jaxqr._schur import QZResult, SchurResult
 
 FUNCTIONS = {
     "qr": jaxqr.qr,
@@ -79,6 +82,15 @@ def test_what_is_exported_is_what_it_is_at_home(name):
     run = exported(name, export.symbolic_shape("b, 3, 4"), "complex128")
     a = jnp.asarray(matrix((2, 3, 4), "complex128"))
     assert_close(run.call(a), value_and_gradient(name)(a), tolerance(a.dtype, a.shape, c=64))
+
+
+@pytest.mark.parametrize("kind", [LeastSquares, QZResult, SchurResult, SlogDet])
+def test_named_tuples_come_back_as_themselves(kind):
+    pytest.importorskip("flatbuffers")
+    given = kind(*(jax.ShapeDtypeStruct((), "float64") for _ in kind._fields))
+    run = export.export(jax.jit(lambda fields: fields))(given)
+    read = export.deserialize(run.serialize())
+    assert type(read.call(kind(*map(float, range(len(kind._fields)))))) is kind
 
 
 @pytest.mark.parametrize("shape", [(4, 9), (9, 4), (70, 3, 2), (512, 32)], ids=str)
