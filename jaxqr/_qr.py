@@ -152,10 +152,11 @@ class QR:
         q, r = residuals
         q_bar = None if cotangents[0] is None else self.mirror.of(cotangents[0])
         bars = tuple(x for x in (q_bar, r_bar) if x is not None)
+        present = (q_bar is not None, r_bar is not None)
 
         def both(bars: Arrays) -> MaybeArrays:
             given = iter(bars)
-            return tuple(None if x is None else next(given) for x in (q_bar, r_bar))
+            return tuple(next(given) if p else None for p in present)
 
         pull = over_matrices(lambda q, r, *bars: partial_qr.pullback(q, r, None, *both(bars)))
         if self.dependent == "hold":

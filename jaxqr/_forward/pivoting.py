@@ -70,11 +70,15 @@ def pivoted_qr(
     def of_triangle(a: Array) -> tuple[Array, ...]:
         return cholesky.pivoted_qr(a, mode, all_pivots)
 
-    def best(c: Crossovers) -> Callable[[Array], tuple[Array, ...]]:
-        deep = method == "auto" and cholesky.suits_pivots(c, a, mode)
-        return of_triangle if deep else all_pivots
+    def by_depth(a: Array) -> tuple[Array, ...]:
+        def best(c: Crossovers) -> Callable[[Array], tuple[Array, ...]]:
+            deep = method == "auto" and cholesky.suits_pivots(c, a, mode)
+            return of_triangle if deep else all_pivots
 
-    out = batch_aware(lambda a: by_platform(best, all_pivots, a))(a)
+        out: tuple[Array, ...] = by_platform(best, all_pivots, a)
+        return out
+
+    out = batch_aware(by_depth)(a)
     return out
 
 
