@@ -34,6 +34,7 @@ from jaxqr._autodiff import (
 )
 from jaxqr._forward import least_squares
 from jaxqr._linalg.augmented import rank, solve_augmented, solve_augmented_without_q
+from jaxqr._linalg.batching import at_most, is_wide
 from jaxqr._linalg.dependence import ROUNDING, dependent_columns, first_dependent
 from jaxqr._linalg.exporting import serializable
 from jaxqr._linalg.products import adjoint, matmul
@@ -386,9 +387,9 @@ def _solved(
     """
     a_, b_ = lax.stop_gradient((a, b))
     rows, columns = a.shape[-2:]
-    if rcond is None and rows < columns:
+    if rcond is None and is_wide(rows, columns):
         # The shortest solution is the augmented system's r for the matrix A^H and g = b.
-        if ridge is None and not forward_mode and b.shape[-1] <= rows:
+        if ridge is None and not forward_mode and at_most(b.shape[-1], rows):
             root, d, q = constant(least_squares.factor_for_few_products, adjoint(a))
         else:
             root, d, q = constant(least_squares.factor, adjoint(a), ridge, None)
@@ -400,10 +401,10 @@ def _solved(
             x, y, _ = derive(Solved(system, None, b / d, *solution), forward_mode)
         r = jnp.zeros_like(b) if ridge is None else -ridge.astype(a.dtype) * (y / d)
         return r, x, system
-    keep_q = forward_mode or rows <= columns
+    keep_q = forward_mode or at_most(rows, columns)
     # Square A keeps its reflectors; above or below a ridge it has none, and Q serves.
     by_q = forward_mode or rcond is not None or (ridge is not None and rows == columns)
-    if not by_q and b.shape[-1] <= columns:
+    if not by_q and at_most(b.shape[-1], columns):
         size = units_of_columns(b_)
         factors = constant(least_squares.factor_and_solve_without_q, a, divided(b, size), ridge)
         root, d, reflectors, measured = factors

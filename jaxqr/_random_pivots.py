@@ -6,6 +6,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxqr._arguments import as_matrices, by_name, compute_dtype, level
+from jaxqr._linalg.batching import smaller
 from jaxqr._linalg.reflectors import abs2
 from jaxqr._linalg.scaling import magnitudes, unit
 
@@ -70,7 +71,7 @@ def log_probability(
             "log_probability expects temperature to be a scalar, or one for each matrix of the "
             f"batch. Got shape {heat.shape}, for r of shape {r.shape}."
         )
-    out: Array = _log_probability(r[..., : min(r.shape[-2:]), :], heat, rest)
+    out: Array = _log_probability(r[..., : smaller(*r.shape[-2:]), :], heat, rest)
     return out
 
 

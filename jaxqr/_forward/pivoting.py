@@ -16,7 +16,7 @@ from jax.lax.linalg import qr as jax_qr
 
 from jaxqr._forward import cholesky, householder
 from jaxqr._linalg.algebra import materialized
-from jaxqr._linalg.batching import are_known, batch_aware
+from jaxqr._linalg.batching import are_known, batch_aware, smaller
 from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.exporting import unless_exported
 from jaxqr._linalg.products import adjoint, matmul, project
@@ -97,7 +97,7 @@ def _lapack(a: Array, mode: str, k: int) -> tuple[Array, ...]:
 def _like_lapack(a: Array, mode: str, k: int) -> tuple[Array, ...]:
     """In plain XLA, and as LAPACK does it: all pivots, of which k are kept."""
     full = "complete" if mode == "complete" else "reduced"
-    return _cut(_xla(a, full, min(a.shape[-2:])), mode, k)
+    return _cut(_xla(a, full, smaller(*a.shape[-2:])), mode, k)
 
 
 def _cut(factors: tuple[Array, ...], mode: str, k: int) -> tuple[Array, ...]:

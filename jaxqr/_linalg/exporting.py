@@ -16,7 +16,6 @@ from jax import Array, export
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-
 T = TypeVar("T")
 
 
