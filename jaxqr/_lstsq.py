@@ -34,7 +34,7 @@ from jaxqr._autodiff import (
 )
 from jaxqr._forward import least_squares
 from jaxqr._linalg.augmented import rank, solve_augmented, solve_augmented_without_q
-from jaxqr._linalg.batching import at_most, is_wide
+from jaxqr._linalg.batching import at_most, is_wide, over_leading_axes
 from jaxqr._linalg.dependence import ROUNDING, dependent_columns, first_dependent
 from jaxqr._linalg.exporting import serializable
 from jaxqr._linalg.products import adjoint, matmul
@@ -314,10 +314,14 @@ def _real_or_complex(
                 covariance=jnp.broadcast_to(out.covariance, (*batch, n, n)),
             )
         return out, lost
+    a = jnp.broadcast_to(a, (*batch, m, n))
+    if ridge is not None:  # sharded as A is, and so is its cotangent
+        each = over_leading_axes(lambda a: jnp.zeros_like(a.real, shape=(1, 1)))(a)
+        ridge = each + jnp.broadcast_to(ridge, batch)[..., None, None]
     return _solve(
-        jnp.broadcast_to(a, (*batch, m, n)),
+        a,
         jnp.broadcast_to(b, (*batch, m, nrhs)),
-        None if ridge is None else jnp.broadcast_to(ridge, batch)[..., None, None],
+        ridge,
         rcond,
         **options,
     )
@@ -477,11 +481,15 @@ def linear_solution(system: System, f: Array | None, g: Array | None) -> tuple[A
     As such ``jax.linear_transpose`` takes it. Its derivative in A is that of the tangent map.
     """
     given = Solved(system, f, g, *jax.eval_shape(_solution, system, f, g))
+
+    def zero(x: Any) -> Array:
+        # By vmap over A: sharded as the batch is.
+        of_matrix = over_leading_axes(lambda _: jnp.zeros(x.shape[-2:], x.dtype))
+        zeros: Array = of_matrix(system.a)
+        return zeros
+
     at = given._replace(
-        **{
-            name: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), getattr(given, name))
-            for name in ("f", "g", "r", "x")
-        }
+        **{name: jax.tree.map(zero, getattr(given, name)) for name in ("f", "g", "r", "x")}
     )
     structure: Any = jax.tree.structure(at)
     leaves = jax.tree.leaves(at)
