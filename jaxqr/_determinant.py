@@ -19,11 +19,13 @@ from jaxqr._autodiff import (
     varying_alike,
 )
 from jaxqr._forward import least_squares
+from jaxqr._linalg.exporting import serializable
 from jaxqr._lstsq import operators
 from jaxqr._rules import determinant as rules
 from jaxqr._rules.least_squares import System
 
 
+@serializable
 class SlogDet(NamedTuple):
     """What ``slogdet`` returns: the determinant is sign * exp(logabsdet)."""
 

@@ -40,7 +40,9 @@ from jaxqr._linalg.augmented import (
     solve_augmented,
     solve_augmented_without_q,
 )
+from jaxqr._linalg.batching import at_most, is_wide, over_leading_axes
 from jaxqr._linalg.dependence import ROUNDING, dependent_columns, first_dependent
+from jaxqr._linalg.exporting import serializable
 from jaxqr._linalg.products import adjoint, matmul
 from jaxqr._linalg.reflectors import abs2
 from jaxqr._linalg.scaling import divided, unit, units_of_columns
@@ -48,6 +50,7 @@ from jaxqr._rules import least_squares as rules
 from jaxqr._rules.least_squares import Operators, Solved, System
 
 
+@serializable
 class LeastSquares(NamedTuple):
     """What ``lstsq(..., full=True)`` returns; each field is differentiable but the rank."""
 
@@ -327,10 +330,14 @@ def _real_or_complex(
                 covariance=jnp.broadcast_to(out.covariance, (*batch, n, n)),
             )
         return out, lost
+    a = jnp.broadcast_to(a, (*batch, m, n))
+    if ridge is not None:  # sharded as A is, and so is its cotangent
+        each = over_leading_axes(lambda a: jnp.zeros_like(a.real, shape=(1, 1)))(a)
+        ridge = each + jnp.broadcast_to(ridge, batch)[..., None, None]
     return _solve(
-        jnp.broadcast_to(a, (*batch, m, n)),
+        a,
         jnp.broadcast_to(b, (*batch, m, nrhs)),
-        None if ridge is None else jnp.broadcast_to(ridge, batch)[..., None, None],
+        ridge,
         rcond,
         **options,
     )
@@ -400,9 +407,9 @@ def _solved(
     """
     a_, b_ = lax.stop_gradient((a, b))
     rows, columns = a.shape[-2:]
-    if rcond is None and rows < columns:
+    if rcond is None and is_wide(rows, columns):
         # The shortest solution is the augmented system's r for the matrix A^H and g = b.
-        if ridge is None and not forward_mode and b.shape[-1] <= rows:
+        if ridge is None and not forward_mode and at_most(b.shape[-1], rows):
             root, d, q = constant(least_squares.factor_for_few_products, adjoint(a))
         else:
             root, d, q = constant(least_squares.factor, adjoint(a), ridge, None)
@@ -416,10 +423,10 @@ def _solved(
             x, y, _ = derive(Solved(system, None, b / d, *solution), forward_mode)
         r = jnp.zeros_like(b) if ridge is None else -ridge.astype(a.dtype) * (y / d)
         return r, x, system
-    keep_q = forward_mode or rows <= columns
+    keep_q = forward_mode or at_most(rows, columns)
     # Square A keeps its reflectors; above or below a ridge it has none, and Q serves.
     by_q = forward_mode or rcond is not None or (ridge is not None and rows == columns)
-    if not by_q and b.shape[-1] <= columns:
+    if not by_q and at_most(b.shape[-1], columns):
         size = units_of_columns(b_)
         factors = constant(least_squares.factor_and_solve_without_q, a, divided(b, size), ridge)
         root, d, reflectors, measured = factors
@@ -492,11 +499,15 @@ def linear_solution(system: System, f: Array | None, g: Array | None) -> tuple[A
     As such ``jax.linear_transpose`` takes it. Its derivative in A is that of the tangent map.
     """
     given = Solved(system, f, g, *jax.eval_shape(_solution, system, f, g))
+
+    def zero(x: Any) -> Array:
+        # By vmap over A: sharded as the batch is.
+        of_matrix = over_leading_axes(lambda _: jnp.zeros(x.shape[-2:], x.dtype))
+        zeros: Array = of_matrix(system.a)
+        return zeros
+
     at = given._replace(
-        **{
-            name: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), getattr(given, name))
-            for name in ("f", "g", "r", "x")
-        }
+        **{name: jax.tree.map(zero, getattr(given, name)) for name in ("f", "g", "r", "x")}
     )
     structure: Any = jax.tree.structure(at)
     leaves = jax.tree.leaves(at)

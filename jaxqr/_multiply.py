@@ -18,6 +18,7 @@ from jaxqr._arguments import (
     one_of,
     result_dtype,
 )
+from jaxqr._linalg.batching import smaller
 from jaxqr._qr import qr
 
 
@@ -96,7 +97,7 @@ def _check_shapes(a: Array, c: Array, vectors: bool, square: bool) -> None:
     if not c.ndim:
         raise ValueError("qr_multiply expects c to be a vector or a matrix. Got shape ().")
     m, n = a.shape[-2:]
-    expected = m if square else min(m, n)
+    expected = m if square else smaller(m, n)
     rows = c.shape[-1 if vectors else -2]
     if rows != expected:
         raise ValueError(
@@ -129,7 +130,7 @@ def _multiply(
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(a, c)
     a, c = (x.astype(compute_dtype(dtype)) for x in (a, c))
-    m, k = a.shape[-2], min(a.shape[-2:])
+    m, k = a.shape[-2], smaller(*a.shape[-2:])
     r = qr(a, mode="r", forward_mode=forward_mode, positive_diagonal=positive_diagonal)
     rows = [(0, 0)] * (c.ndim - 2) + [(0, m - c.shape[-2]), (0, 0)]
     batch = jnp.broadcast_shapes(a.shape[:-2], c.shape[:-2])

@@ -26,7 +26,7 @@ from jaxqr._arguments import (
 from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, differentiated, varying_alike
 from jaxqr._forward import pivoting
 from jaxqr._forward.pivoting import take_columns
-from jaxqr._linalg.batching import over_leading_axes, over_matrices
+from jaxqr._linalg.batching import over_leading_axes, over_matrices, smaller
 from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._rules import partial_qr, taylor
 
@@ -52,7 +52,7 @@ class PivotedQR:
         return (*outputs, a) if self.mode == "r" or self._truncates(a) else outputs
 
     def _truncates(self, a: Array) -> bool:
-        return self.k < min(a.shape[-2:])
+        return bool(self.k != smaller(*a.shape[-2:]))
 
     def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
         """(dq, dr), or (dr,): dB = dA[:, p]."""
@@ -239,7 +239,7 @@ def pivoted_qr(
         positive_diagonal=positive_diagonal,
         check_rank=check_rank,
     )
-    k = min(a.shape[-2:]) if rank is None else _rank(rank, mode, a)
+    k = smaller(*a.shape[-2:]) if rank is None else _rank(rank, mode, a)
     *q, r, p = _factors(
         a,
         _chances(a, k, temperature, key),
@@ -266,7 +266,7 @@ def _rank(given: Any, mode: str, a: Array) -> int:
         raise TypeError(
             f"pivoted_qr expects rank to be an int, known when it is traced. Got {given!r}."
         )
-    largest = min(a.shape[-2:])
+    largest = smaller(*a.shape[-2:])
     if not largest:
         raise ValueError(
             "pivoted_qr expects no rank where a is empty. Got a of shape "

@@ -34,7 +34,7 @@ from jaxqr._arguments import (
 from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, differentiated
 from jaxqr._forward import METHODS
 from jaxqr._linalg.algebra import materialized
-from jaxqr._linalg.batching import over_leading_axes, over_matrices, unless_any
+from jaxqr._linalg.batching import over_leading_axes, over_matrices, smaller, unless_any
 from jaxqr._linalg.dependence import dependent_columns, marks
 from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._rules import partial_qr, taylor
@@ -153,10 +153,11 @@ class QR:
         q, r = residuals
         q_bar = None if cotangents[0] is None else self.mirror.of(cotangents[0])
         bars = tuple(x for x in (q_bar, r_bar) if x is not None)
+        present = (q_bar is not None, r_bar is not None)
 
         def both(bars: Arrays) -> MaybeArrays:
             given = iter(bars)
-            return tuple(None if x is None else next(given) for x in (q_bar, r_bar))
+            return tuple(next(given) if p else None for p in present)
 
         pull = over_matrices(lambda q, r, *bars: partial_qr.pullback(q, r, None, *both(bars)))
         if self.dependent == "hold":
@@ -168,7 +169,7 @@ class QR:
         mode = "reduced" if self.mode == "r" else self.mode
         q0, r0 = wire(dataclasses.replace(self, mode=mode))(*args[0])
         a = self.mirror.of(taylor.stacked([a for (a,) in args]))
-        expand = over_leading_axes(functools.partial(taylor.qr, k=min(a.shape[-2:])))
+        expand = over_leading_axes(functools.partial(taylor.qr, k=smaller(*a.shape[-2:])))
         series = expand(self.mirror.of(q0), self.mirror.r(r0), a)
         terms = zip(*map(taylor.unstacked, series), strict=True)
         return [self._out((r,) if self.mode == "r" else (q, r)) for q, r in terms]
@@ -236,7 +237,7 @@ def _where_dependent(usual: Callable[..., Any], held: Callable[..., Any]) -> Cal
 
 
 def _leading(a: Array) -> Array:
-    return a[..., : min(a.shape[-2:])]
+    return a[..., : smaller(*a.shape[-2:])]
 
 
 _OPTIONS = ("mirror", "mode", "forward_mode", "positive_diagonal", "method", "dependent")

@@ -6,6 +6,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxqr._arguments import as_matrices, by_name, compute_dtype, level
+from jaxqr._linalg.batching import smaller
 from jaxqr._linalg.reflectors import abs2
 from jaxqr._linalg.scaling import magnitudes, unit
 
@@ -70,7 +71,7 @@ def log_probability(
             "log_probability expects temperature to be a scalar, or one for each matrix of the "
             f"batch. Got shape {heat.shape}, for r of shape {r.shape}."
         )
-    out: Array = _log_probability(r[..., : min(r.shape[-2:]), :], heat, rest)
+    out: Array = _log_probability(r[..., : smaller(*r.shape[-2:]), :], heat, rest)
     return out
 
 
@@ -80,7 +81,7 @@ def _log_probability(r: Array, temperature: Array, residual: Array | None) -> Ar
     real = jnp.finfo(scalar).dtype
     *batch, k, n = r.shape
     steps = jnp.broadcast_to(jnp.triu(jnp.ones((k, n), bool)), r.shape)  # column i at step j <= i
-    r = jnp.where(steps, r, 0).astype(scalar)
+    r = jnp.where(steps, r.astype(scalar), 0)
     heat = jnp.maximum(temperature.astype(real), float(jnp.finfo(real).tiny))  # XLA flushes others
     heat = jnp.broadcast_to(heat, batch)[..., None, None]
 

@@ -21,12 +21,14 @@ from jaxqr._autodiff import (
 )
 from jaxqr._forward import schur as forward
 from jaxqr._linalg.batching import over_leading_axes
+from jaxqr._linalg.exporting import serializable
 from jaxqr._rules import qz as rules
 from jaxqr._rules.qz import Factors
 
 Sort = Literal["lhp", "rhp", "iuc", "ouc"]
 
 
+@serializable
 class QZResult(NamedTuple):
     """What :func:`jaxqr.qz` returns: A = Q S Z^H, B = Q T Z^H; all (..., n, n), complex."""
 
@@ -36,6 +38,7 @@ class QZResult(NamedTuple):
     z: Array
 
 
+@serializable
 class SchurResult(NamedTuple):
     """What :func:`jaxqr.schur` returns: A = Z S Z^H; both (..., n, n), complex."""
 

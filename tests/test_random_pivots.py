@@ -194,6 +194,13 @@ def test_log_probability(shape):
         assert abs(inner(gradient, da) - slope) <= 1e-8 * norm(gradient) * norm(da)
 
 
+@pytest.mark.parametrize("dtype", ["bool", "int8"])
+def test_log_probability_of_numbers_of_other_types(dtype):
+    r = jnp.asarray([[1, 1, 0], [0, 1, 1]], dtype)
+    expected = jaxqr.log_probability(r.astype("float64"), 1.0)
+    np.testing.assert_allclose(jaxqr.log_probability(r, 1.0), expected, rtol=1e-6)
+
+
 def test_log_probability_of_what_random_pivots_return():
     """All probabilities add up to one; the factors' own residual serves after ``rank`` pivots."""
     a = jnp.asarray(gaussian((5, 4), "float64"))

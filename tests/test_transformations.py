@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numerics import (
     FACTORIZATIONS,
@@ -246,3 +246,60 @@ def test_only_one_factor_used():
         assert_close(jax.grad(q_alone)(a), pull((q_bar, zero_r))[0], tol)
         assert_close(jax.grad(r_alone)(a), pull((zero_q, r_bar))[0], tol)
     assert norm(pull((zero_q, zero_r))[0]) == 0
+
+
+def trace(f, a):
+    """The value and the gradient of what is inexact in F of A, traced and not compiled."""
+
+    def loss(a):
+        return sum(jnp.sum(jnp.abs(x)) for x in inexact(f(a)))
+
+    return jax.eval_shape(f, a), jax.eval_shape(jax.grad(loss), a)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        jaxqr.qr,
+        functools.partial(jaxqr.qr, mode="complete", forward_mode=True),
+        functools.partial(jaxqr.qr, mode="r", dependent="hold"),
+        jaxqr.lq,
+        jaxqr.rq,
+        jaxqr.ql,
+        jaxqr.pivoted_qr,
+        functools.partial(jaxqr.pivoted_qr, rank=2, method="householder"),
+        functools.partial(jaxqr.pivoted_qr, temperature=1.0, key=jax.random.key(0)),
+        lambda a: jaxqr.lstsq(a, a, full=True),
+        lambda a: jaxqr.lstsq(a, a, rcond="auto"),
+        lambda a: jaxqr.lstsq(a, a, ridge=0.1, forward_mode=True),
+        lambda a: jaxqr.qr_multiply(a, a, adjoint=True),
+        jaxqr.slogdet,
+        lambda a: jaxqr.log_probability(a, 1.0),
+        lambda a: jaxqr.schur(a[:3]),
+        lambda a: jaxqr.qz(a[:3], a[2:]),
+    ],
+)
+def test_no_tracer_leaks(f):
+    with jax.checking_leaks():
+        trace(f, jnp.asarray(matrix(SHAPE)))
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        jaxqr.qr,
+        lambda a: jaxqr.lstsq(a, a, full=True),
+        lambda a: jaxqr.lstsq(a, a, ridge=0.1),
+        lambda a: jaxqr.lstsq(a, a, forward_mode=True),
+        lambda a: jaxqr.lstsq(a, a, ridge=0.1, forward_mode=True, full=True),
+        jax.shard_map(jaxqr.pivoted_qr, in_specs=P("i"), out_specs=P("i")),
+    ],
+)
+def test_batches_with_explicit_sharding(f):
+    if jax.__version_info__ < (0, 11):
+        pytest.skip("JAX does not know the sharding of some of these")
+    mesh = jax.make_mesh((8,), ("i",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        a = jax.device_put(matrix((BATCH, *SHAPE)), NamedSharding(mesh, P("i")))
+        for x in jax.tree.leaves(trace(f, a)):
+            assert x.sharding.spec[0] == "i"

@@ -9,7 +9,7 @@ from jax import Array
 
 from jaxqr._forward import batched, cholesky, householder, panels, wide
 from jaxqr._linalg.algebra import diagonal
-from jaxqr._linalg.batching import batch_aware, over_matrices, suits
+from jaxqr._linalg.batching import batch_aware, over_matrices, smaller, suits
 from jaxqr._linalg.crossovers import MOST_UNROLLED, Crossovers
 from jaxqr._linalg.reflectors import Reflectors, adjoint_times, times
 from jaxqr._linalg.tuning import by_platform
@@ -86,7 +86,7 @@ def _by_reflectors(
 
     by_householder, by_batch = by(householder.reflectors_of), by(batched.reflectors_of)
     by_panels = by(panels.reflectors_of)
-    k = min(a.shape[-2:])
+    k = smaller(*a.shape[-2:])
 
     def of_leading(a: Array, r: Array, x: Array) -> Array:
         return by_householder(a[..., :k], r[..., :k], x)

@@ -11,7 +11,15 @@ from jaxqr._forward import batched, cholesky, householder, pivoting
 from jaxqr._linalg import products
 from jaxqr._linalg.algebra import diagonal, solve_left
 from jaxqr._linalg.augmented import Root
-from jaxqr._linalg.batching import batch_aware, over_columns, over_matrices, suits
+from jaxqr._linalg.batching import (
+    are_known,
+    at_most,
+    batch_aware,
+    over_columns,
+    over_matrices,
+    smaller,
+    suits,
+)
 from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.reflectors import Reflectors, adjoint_times, det
 from jaxqr._linalg.ridge import beside, with_ridge, with_zeros
@@ -48,8 +56,9 @@ def _full_rank(a: Array, ridge: Array | None) -> Factors:
 def factor_for_few_products(a: Array) -> Factors:
     """Of a (..., m, n) with m >= n; with the reflectors of Q where to form it takes longer."""
     rows, columns = a.shape[-2:]
-    deep = rows >= _DEEP * columns
-    if columns < _LEAST_FOR_REFLECTORS or (deep and columns <= _MOST_FOR_Q):
+    known = are_known(rows, columns)
+    deep = known and rows >= _DEEP * columns
+    if not known or columns < _LEAST_FOR_REFLECTORS or (deep and columns <= _MOST_FOR_Q):
         return factor(a, None, None)
     u, d, q = batch_aware(_reflectors)(a)
     return Factors((u,), d, q)
@@ -77,11 +86,12 @@ def determinant(
     """The root, d, what there is of Q, and the sign and logarithm (...,) of a (..., m, n), m >= n.
 
     Of det A for square a, and of the volume of its columns for deep a. Of square a there are the
-    reflectors of Q, of deep a Q itself if it is asked for.
+    reflectors of Q, as where symbols do not tell; of deep a Q itself if it is asked for.
     """
     q: Array | Reflectors | None = None
-    square = a.shape[-2] == a.shape[-1]
-    if square:
+    rows, columns = a.shape[-2:]
+    square = rows == columns
+    if not at_most(columns + 1, rows):  # of symbols, it may be square
         u, d, q = batch_aware(_reflectors)(a)
     else:
         *of_q, r = _forward.qr(a, "reduced" if with_q else "r", "auto")
@@ -89,7 +99,13 @@ def determinant(
         (u,), d = _in_units(r)
     on_diagonal = diagonal(u) * d[..., 0]
     sign = jnp.prod(jnp.sign(on_diagonal), axis=-1)
-    sign = sign * det(q) if isinstance(q, Reflectors) else jnp.abs(sign).astype(a.dtype)
+    of_volume = jnp.abs(sign).astype(a.dtype)
+    if not isinstance(q, Reflectors):
+        sign = of_volume
+    elif square:
+        sign = sign * det(q)
+    else:
+        sign = jnp.where(jnp.equal(rows, columns), sign * det(q), of_volume)
     return (u,), d, q, sign, jnp.sum(jnp.log(jnp.abs(on_diagonal)), axis=-1)
 
 
@@ -157,7 +173,7 @@ def _rank_revealing(a: Array, rcond: Array) -> Factors:
     The rank is the number of diagonal elements of the pivoted R that exceed rcond |r_00|. All
     shapes are static: beyond the rank, columns of Q and W are zero, and T is the identity.
     """
-    k = min(a.shape[-2:])
+    k = smaller(*a.shape[-2:])
     q, r, p = pivoting.pivoted_qr(a, "reduced", k)
     d = _units(jnp.max(magnitudes(r), axis=(-2, -1), keepdims=True)).astype(r.dtype)
     left = jnp.abs(diagonal(r))

@@ -16,7 +16,7 @@ from jax.lax.linalg import qr as jax_qr
 
 from jaxqr._forward import cholesky, householder
 from jaxqr._linalg.algebra import materialized
-from jaxqr._linalg.batching import are_known, batch_aware
+from jaxqr._linalg.batching import are_known, batch_aware, smaller
 from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.exporting import unless_exported
 from jaxqr._linalg.products import adjoint, matmul, project
@@ -70,11 +70,15 @@ def pivoted_qr(
     def of_triangle(a: Array) -> tuple[Array, ...]:
         return cholesky.pivoted_qr(a, mode, all_pivots)
 
-    def best(c: Crossovers) -> Callable[[Array], tuple[Array, ...]]:
-        deep = method == "auto" and cholesky.suits_pivots(c, a, mode)
-        return of_triangle if deep else all_pivots
+    def by_depth(a: Array) -> tuple[Array, ...]:
+        def best(c: Crossovers) -> Callable[[Array], tuple[Array, ...]]:
+            deep = method == "auto" and cholesky.suits_pivots(c, a, mode)
+            return of_triangle if deep else all_pivots
 
-    out = batch_aware(lambda a: by_platform(best, all_pivots, a))(a)
+        out: tuple[Array, ...] = by_platform(best, all_pivots, a)
+        return out
+
+    out = batch_aware(by_depth)(a)
     return out
 
 
@@ -92,7 +96,7 @@ def _lapack(a: Array, mode: str, k: int) -> tuple[Array, ...]:
 def _like_lapack(a: Array, mode: str, k: int) -> tuple[Array, ...]:
     """In plain XLA, and as LAPACK does it: all pivots, of which k are kept."""
     full = "complete" if mode == "complete" else "reduced"
-    return _cut(_xla(a, full, min(a.shape[-2:])), mode, k)
+    return _cut(_xla(a, full, smaller(*a.shape[-2:])), mode, k)
 
 
 def _cut(factors: tuple[Array, ...], mode: str, k: int) -> tuple[Array, ...]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxqr._linalg import products
+from jaxqr._linalg.batching import are_known, smaller
 
 T = TypeVar("T")
 
@@ -75,6 +76,15 @@ def difference(x: Array, y: Array) -> Array:
     return settled(x - y)
 
 
+def beside(x: Array, y: Array) -> Array:
+    """[X | Y] for x (m, k[, batch]) and y (m, n[, batch])."""
+    k, n = x.shape[1], y.shape[1]
+    if are_known(k, n):
+        return jnp.concatenate([x, y], axis=1)
+    # JAX cannot lower the concatenation of symbols that add up to a number.
+    return jnp.pad(x, [(0, 0), (0, n)]) + jnp.pad(y, [(0, 0), (k, 0)])
+
+
 def select(mask: Array, x: Array | float, y: Array | float) -> Array:
     """Elements of x or y (m, n[, batch]) as a mask (m, n) has it."""
     ndim = max(jnp.ndim(x), jnp.ndim(y))
@@ -98,7 +108,7 @@ def on_diagonal(x: Array) -> Array:
 
 def diagonal(x: Array) -> Array:
     """The diagonal (..., k) of x (..., m, n), as a sum: a gather would be two loops of its own."""
-    k = min(x.shape[-2:])
+    k = smaller(*x.shape[-2:])
     block = x[..., :k, :k]
     on_it = jnp.broadcast_to(jnp.eye(k, dtype=bool), block.shape)
     return jnp.sum(jnp.where(on_it, block, 0), axis=-1)

@@ -37,7 +37,7 @@ from jaxqr._linalg.algebra import (
     solve_left,
     total,
 )
-from jaxqr._linalg.batching import over_columns, over_matrices
+from jaxqr._linalg.batching import are_known, over_columns, over_matrices
 from jaxqr._linalg.scaling import (
     column_units,
     divided,
@@ -92,7 +92,7 @@ def solve_augmented(
             return reflectors.times(q, z), -_solve(root, z)
         k, turned = root[0].shape[0], reflectors.adjoint_times(q, f)
         d = turned[:k] if z is None else turned[:k] - z
-        if turned.shape[0] > k:  # of square Q: what the columns of A leave of f is beside
+        if turned.shape[0] != k:  # of square Q: what the columns of A leave of f is beside
             r = reflectors.times(q, jnp.concatenate([turned[:k] - d, turned[k:]]))
         else:
             r = f - reflectors.times(q, d)
@@ -178,7 +178,7 @@ def _outer(x: Array, y: Array) -> Array:
 
     That of a column or two is written out: of a batch, such products as dots are a loop over calls.
     """
-    if not 0 < x.shape[-1] <= _WRITTEN_OUT:
+    if not are_known(x.shape[-1]) or not 0 < x.shape[-1] <= _WRITTEN_OUT:
         return products.matmul(x, products.adjoint(y))
     columns, rows = x[..., :, None, :], jnp.conj(y)[..., None, :, :]
     return total(columns[..., i] * rows[..., i] for i in range(x.shape[-1]))

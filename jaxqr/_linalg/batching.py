@@ -25,6 +25,24 @@ def are_known(*sizes: Any) -> bool:
     return all(isinstance(d, int) for d in sizes)
 
 
+def smaller(m: Any, n: Any) -> Any:
+    """min(m, n), which Python finds of numbers alone; of symbols it may be one of them."""
+    return jax.core.min_dim(m, n)
+
+
+def at_most(m: Any, n: Any) -> bool:
+    """Whether m <= n; of symbols, whether that is known."""
+    return bool(smaller(m, n) == m)
+
+
+def is_wide(m: Any, n: Any) -> bool:
+    """Whether m < n, or of symbols m <= n, where that is all that is known of them."""
+    k = smaller(m, n)
+    if k == n:
+        return False
+    return bool(k == m or m < n)  # of which JAX says what it lacks
+
+
 def suits(c: Crossovers, *arrays: Any, most_columns: float | None = None) -> bool:
     """Whether these arrays (..., rows, columns) are many small matrices, as far as is known.
 

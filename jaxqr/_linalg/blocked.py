@@ -21,6 +21,7 @@ from jaxqr._linalg.algebra import (
     adjoint_matmul,
     adjoint_of_factor,
     below_diagonal,
+    beside,
     diagonal,
     materialized,
     matmul,
@@ -75,6 +76,8 @@ def lower_of_upper_product(u: Array, v: Array) -> list[Array]:
 
 
 def _cuts(k: int) -> list[tuple[int, int]]:
+    if not are_known(k):
+        return [(0, k)]
     strips = max(1, min(-(-k // _STRIP), _MOST_STRIPS))
     return list(itertools.pairwise(round(k * i / strips) for i in range(strips + 1)))
 
@@ -107,11 +110,12 @@ class Inverted(NamedTuple):
     def of(cls, u: Array, rows: float = math.inf) -> "Inverted":
         """Of u, the upper triangle alone is read; ``rows`` are what it will be applied to."""
         k = u.shape[0]
-        size = _block(k)
         d = column_units(select(below_diagonal(u), 0, u)).astype(u.dtype)
         e = divided(u, d[None])
-        if u.ndim > 2 or (rows <= k and _is_for_lapack(u)):  # as many as the identity has
+        # With few rows: as many as the identity has.
+        if not are_known(k) or u.ndim > 2 or (rows <= k and _is_for_lapack(u)):
             return cls(e, (), d)
+        size = _block(k)
         if k <= size:
             return cls(e, (_inverse(e),), d)
         # The last block begins early enough to be whole: of its inverse the last rows and columns
@@ -255,7 +259,7 @@ def sum_over_adjoint(p: Array | None, q: Array, s: Array, u: Array) -> Array:
     m, k = q.shape[:2]
     if p is None:
         return matmul(q, Inverted.of(u, rows=k).adjoint_right(s))
-    known = are_known(m)
+    known = are_known(m, k)
     inverted, g = Inverted.of(u, rows=m if known else math.inf).within_reach()
     of_p = inverted.unscaled()
     if known and m >= 32 * k:
@@ -270,7 +274,9 @@ def product_over(x: Array, u: Array, s: Array, v: Array) -> Array:
     d = inverted.d[None]
     factor = inverted._adjoint_right(divided(s, g))  # times D^-1
     rows, columns = x.shape[0], x.shape[1] + v.shape[1]
-    if are_known(rows) and rows < columns:  # X U^-1 is smaller than what it is multiplied by
+    if (
+        are_known(rows, columns) and rows < columns
+    ):  # X U^-1 is smaller than what it is multiplied by
         return matmul(divided(inverted.right(x), g), _beside(divided(factor, d), v))
     units = _beside(d * g, jnp.broadcast_to(g, (1, *v.shape[1:])))
     factor = inverted.left(_beside(factor, v))
@@ -310,7 +316,7 @@ _unless_extreme = unless_any(
 
 
 def _beside(x: Array, y: Array) -> Array:
-    return jnp.concatenate([x, y], axis=1) if y.shape[1] else x
+    return beside(x, y) if y.shape[1] != 0 else x
 
 
 def _leaves_lapack_asleep(k: int, u: Array) -> bool:

@@ -1,10 +1,11 @@
 """Which columns depend on those before them, read off a triangular factor."""
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxqr._linalg.algebra import on_diagonal, select, sum_of_rows
-from jaxqr._linalg.batching import over_matrices
+from jaxqr._linalg.batching import over_matrices, smaller
 from jaxqr._linalg.reflectors import abs2
 from jaxqr._linalg.scaling import column_units, divided
 
@@ -23,12 +24,13 @@ def dependent_columns(r: Array) -> Array:
 def _dependent(r: Array) -> Array:
     """Of r (k, n[, batch]), (1, k[, batch])."""
     rows, columns = r.shape[:2]
-    k = min(rows, columns)
+    k = smaller(rows, columns)
     r = r[:k, :k]
     r = divided(r, column_units(r).astype(r.dtype)[None])
     diagonal = sum_of_rows(select(on_diagonal(r), jnp.abs(r), 0))
     norms = jnp.sqrt(sum_of_rows(abs2(r)))
-    tolerance = max(rows, columns, ROUNDING) * float(jnp.finfo(r.dtype).eps)
+    largest = jax.core.max_dim(jax.core.max_dim(rows, columns), ROUNDING)
+    tolerance = largest * float(jnp.finfo(r.dtype).eps)
     return jnp.less_equal(diagonal, tolerance * norms)
 
 
@@ -41,6 +43,6 @@ def first_dependent(r: Array) -> tuple[Array, Array, Array]:
     """Whether R (..., k, n) has a dependent column anywhere; the first matrix and column."""
     if r.size == 0:
         return jnp.asarray(False), jnp.asarray(0), jnp.asarray(0)
-    dependent = dependent_columns(r).reshape(-1, min(r.shape[-2:]))
+    dependent = dependent_columns(r).reshape(-1, smaller(*r.shape[-2:]))
     matrix = jnp.argmax(dependent.any(axis=1))
     return dependent.any(), matrix, jnp.argmax(dependent[matrix])

@@ -5,15 +5,25 @@ ormqr and geqp3. Whether a program is for export is known when it is lowered, an
 choice between such a call and something else is a primitive.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
-from jax import Array
+from jax import Array, export
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+
+T = TypeVar("T")
+
+
+def serializable(of: type[T]) -> type[T]:
+    """A named tuple, by the name that it has in programs that ``jax.export`` serializes."""
+    with contextlib.suppress(ValueError):  # a module that is read anew finds the name taken
+        export.register_namedtuple_serialization(of, serialized_name=f"jaxqr.{of.__name__}")
+    return of
 
 
 class _Choice(Protocol):

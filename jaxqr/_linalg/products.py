@@ -24,7 +24,7 @@ def adjoint(x: Array) -> Array:
 def matmul(x: Array, y: Array) -> Array:
     """X Y at full precision: GPUs and TPUs would round float32 to fewer bits by default."""
     product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-    if not jnp.iscomplexobj(x):
+    if not jnp.iscomplexobj(x) or not are_known(*x.shape[-2:], y.shape[-1]):
         return product(x, y)
 
     def best(c: Crossovers) -> Callable[..., Array]:
@@ -41,7 +41,8 @@ def adjoint_of_factor(x: Array, y: Array) -> Array:
     In float64 XLA's products for CPUs read a transposed factor at two thirds of their rate. Where
     there is enough to multiply, bringing it in order first costs less.
     """
-    if x.dtype != jnp.float64 or y.shape[-1] < _LEAST_COLUMNS or not LAYOUT_IS_SHARDED:
+    small = not are_known(y.shape[-1]) or y.shape[-1] < _LEAST_COLUMNS
+    if x.dtype != jnp.float64 or small or not LAYOUT_IS_SHARDED:
         return adjoint(x)
     out: Array = lax.platform_dependent(x, cpu=lambda x: by_rows(adjoint(x)), default=adjoint)
     return out
@@ -58,7 +59,7 @@ def project(q: Array, x: Array) -> Array:
         return adjoint(matmul(adjoint(x), q))
 
     m = x.shape[-2]
-    if x.shape[-1] > 1 or not are_known(m) or m < 2 * _ROWS:
+    if not are_known(m, x.shape[-1]) or x.shape[-1] > 1 or m < 2 * _ROWS:
         return product(q, x)
     blocks = m // _ROWS
 

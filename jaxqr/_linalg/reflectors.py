@@ -16,7 +16,7 @@ from jaxqr._linalg.algebra import (
     solve_left,
     total,
 )
-from jaxqr._linalg.batching import over_columns
+from jaxqr._linalg.batching import are_known, over_columns
 from jaxqr._linalg.crossovers import SUMS_ARE_KEPT
 from jaxqr._linalg.exporting import unless_exported
 
@@ -72,7 +72,7 @@ _MOST_UNBLOCKED = 64
 
 
 def _by_lapack(v: Array, taus: Array, x: Array, *, adjoint: bool) -> list[Array]:
-    if taus.shape[1] <= _MOST_UNBLOCKED:
+    if not are_known(taus.shape[1]) or taus.shape[1] <= _MOST_UNBLOCKED:
         return _by_products(v, taus, x, adjoint=adjoint)
     return [ormqr(v, taus[0], x, left=True, transpose=adjoint)]
 

@@ -44,6 +44,7 @@ from jax import Array, lax
 
 from jaxqr._linalg.algebra import materialized
 from jaxqr._linalg.augmented import adjoint_times, near_one, product_over, rank, times
+from jaxqr._linalg.batching import at_most, is_wide
 from jaxqr._linalg.products import adjoint
 from jaxqr._rules.taylor import from_first, reversed_from
 
@@ -92,8 +93,7 @@ class Operators(NamedTuple):
 
 def is_adjoint(system: System) -> bool:
     """Whether A^H is the system's matrix."""
-    rows, columns = system.a.shape[-2:]
-    return bool(system.rcond is None and rows < columns)
+    return bool(system.rcond is None and is_wide(*system.a.shape[-2:]))
 
 
 def matrix(system: System, like_a: Array) -> Array:
@@ -107,13 +107,13 @@ def spans(system: System) -> Array | None:
     Then there is no residual, where lambda = 0.
     """
     rows, columns = system.a.shape[-2:]
-    if is_adjoint(system) or rows > columns:
+    if is_adjoint(system) or at_most(columns + 1, rows):
         return None
     if system.rcond is not None:
         return jnp.equal(rank(system.root), rows)
-    if system.ridge is not None:
-        return jnp.equal(system.ridge, 0)
-    return jnp.ones((*system.a.shape[:-2], 1, 1), bool)
+    square = True if rows == columns else jnp.equal(rows, columns)  # of symbols, when it is run
+    every = jnp.full_like(system.a[..., :1, :1], square, dtype=bool)
+    return every if system.ridge is None else every & jnp.equal(system.ridge, 0)
 
 
 def pullback(

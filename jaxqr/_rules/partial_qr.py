@@ -26,11 +26,13 @@ from jaxqr._linalg.algebra import (
     above_diagonal,
     adjoint,
     adjoint_matmul,
+    beside,
     difference,
     matmul,
     on_diagonal,
     select,
 )
+from jaxqr._linalg.batching import smaller
 from jaxqr._linalg.blocked import (
     Inverted,
     adjoint_over,
@@ -58,7 +60,7 @@ def upper_of_twice_hermitian(c: Array) -> Array:
 
 def _split(r: Array) -> tuple[Array, Array]:
     """R = [U | V], without the zero rows that R has in complete mode."""
-    k = min(r.shape[:2])
+    k = smaller(*r.shape[:2])
     return r[:k, :k], r[:k, k:]
 
 
@@ -74,7 +76,7 @@ def _m(
     if r_bar is not None:
         u_bar, v_bar = _split(r_bar)
         terms.append(lower_of_upper_product(u, u_bar))
-        if v.shape[1]:
+        if v.shape[1] != 0:
             vv_bar = matmul(v, adjoint(v_bar))
     if q_bar is not None and q is not None:
         terms.append(lower_of_adjoint_product(-q_bar, q))
@@ -109,10 +111,10 @@ def pullback(
     if vv_bar is not None and y is None:  # Y = Q V, so Y V-bar^H joins what Q is multiplied by
         s = s + vv_bar
     # The complement's frame does not turn: Q2^H dQ2 = 0.
-    if q_bar is not None and qp is not None and q2.shape[1]:
+    if q_bar is not None and qp is not None and q2.shape[1] != 0:
         qp = qp - matmul(q2, adjoint_matmul(q_bar[:, k:], q1))
     y_bar = jnp.zeros_like(q, shape=(q.shape[0], *v.shape[1:]))
-    if r_bar is not None and v.shape[1]:
+    if r_bar is not None and v.shape[1] != 0:
         _, v_bar = _split(r_bar)
         y_bar = matmul(q1, v_bar)
         if y is not None:
@@ -120,7 +122,7 @@ def pullback(
             qp = yv_bar if qp is None else qp + yv_bar
 
     x_bar = sum_over_adjoint(qp, q1, s, u)
-    return jnp.concatenate([x_bar, y_bar], axis=1) if v.shape[1] else x_bar
+    return beside(x_bar, y_bar) if v.shape[1] != 0 else x_bar
 
 
 def pushforward(q: Array, r: Array, y: Array | None, da: Array) -> tuple[Array, Array]:
@@ -135,13 +137,13 @@ def pushforward(q: Array, r: Array, y: Array | None, da: Array) -> tuple[Array, 
     w = upper_of_twice_hermitian(c)
     dq = dxu - matmul(q1, w)
     dr = matmul(w, u)
-    if rest:
+    if rest != 0:
         dqy = matmul(adjoint(c - w), v) if y is None else adjoint_matmul(dq, y)
-        dr = jnp.concatenate([dr, dqy + adjoint_matmul(q1, dy)], axis=1)
-    if q2.shape[1]:
+        dr = beside(dr, dqy + adjoint_matmul(q1, dy))
+    if q2.shape[1] != 0:
         dq2 = -matmul(q1, adjoint(adjoint_matmul(q2, dxu)))
-        dq = jnp.concatenate([dq, dq2], axis=1)
-        dr = jnp.concatenate([dr, jnp.zeros_like(r[k:])], axis=0)
+        dq = beside(dq, dq2)
+        dr = jnp.pad(dr, [(0, r.shape[0] - k), (0, 0)])
     return dq, dr
 
 
@@ -177,13 +179,13 @@ def pushforward_r(x: Array, r: Array, y: Array | None, da: Array) -> Array:
     c = inverted.right(g[:, :k])
     w = upper_of_twice_hermitian(c)
     dr = matmul(w, u)
-    if not v.shape[1]:
+    if v.shape[1] == 0:
         return dr
     if y is None:
         dqy = matmul(adjoint(c - w), v)
     else:
         dqy = adjoint_over(inverted, da[:, :k], y) - matmul(adjoint(w), v)
-    return jnp.concatenate([dr, dqy + g[:, k:]], axis=1)
+    return beside(dr, dqy + g[:, k:])
 
 
 # Dependent columns. With M = R R-bar^H - Q-bar^H Q, whole, and N = low(M - M^H) + i Im diag(M),
@@ -241,7 +243,7 @@ def pullback_held(
         return a_bar
     u, keep = _without(r[:k, :k], dependent)
     outside = q1_bar - matmul(q1, adjoint_matmul(q1, q1_bar))
-    if q2.shape[1]:
+    if q2.shape[1] != 0:
         outside = outside - matmul(q2, adjoint_matmul(q_bar[:, k:], q1))
     return a_bar.at[:, :k].add(u.adjoint_right(outside * keep))
 
@@ -302,8 +304,8 @@ def pushforward_held(q: Array, r: Array, dependent: Array, da: Array) -> tuple[A
     s = _turning(g, u, keep)
     dr = g - matmul(s, r[:k])
     dq = matmul(q1, s) + u.right(dx - matmul(q1, g[:, :k])) * keep
-    if q2.shape[1]:
+    if q2.shape[1] != 0:
         turned = u.right(adjoint_matmul(q2, dx)) * keep
-        dq = jnp.concatenate([dq, -matmul(q1, adjoint(turned))], axis=1)
-        dr = jnp.concatenate([dr, jnp.zeros_like(r[k:])], axis=0)
+        dq = beside(dq, -matmul(q1, adjoint(turned)))
+        dr = jnp.pad(dr, [(0, r.shape[0] - k), (0, 0)])
     return dq, dr
