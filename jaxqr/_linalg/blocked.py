@@ -274,9 +274,8 @@ def product_over(x: Array, u: Array, s: Array, v: Array) -> Array:
     d = inverted.d[None]
     factor = inverted._adjoint_right(divided(s, g))  # times D^-1
     rows, columns = x.shape[0], x.shape[1] + v.shape[1]
-    if (
-        are_known(rows, columns) and rows < columns
-    ):  # X U^-1 is smaller than what it is multiplied by
+    # Then X U^-1 is smaller than what it is multiplied by.
+    if are_known(rows, columns) and rows < columns:
         return matmul(divided(inverted.right(x), g), _beside(divided(factor, d), v))
     units = _beside(d * g, jnp.broadcast_to(g, (1, *v.shape[1:])))
     factor = inverted.left(_beside(factor, v))

@@ -79,7 +79,7 @@ def _m(
         if v.shape[1] != 0:
             vv_bar = matmul(v, adjoint(v_bar))
     if q_bar is not None and q is not None:
-        terms.append(lower_of_adjoint_product(-q_bar, q))
+        terms.append([-strip for strip in lower_of_adjoint_product(q_bar, q)])
     m = lower_sum(*terms)
     return (m, None) if vv_bar is None else (difference(m, adjoint(vv_bar)), vv_bar)
 
