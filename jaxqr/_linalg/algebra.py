@@ -85,6 +85,11 @@ def beside(x: Array, y: Array) -> Array:
     return jnp.pad(x, [(0, 0), (0, n)]) + jnp.pad(y, [(0, 0), (k, 0)])
 
 
+def above_zeros(x: Array, rows: int) -> Array:
+    """X (m, n[, batch]) with so many rows of zeros below it."""
+    return jnp.pad(x, [(0, rows), *[(0, 0)] * (x.ndim - 1)])
+
+
 def select(mask: Array, x: Array | float, y: Array | float) -> Array:
     """Elements of x or y (m, n[, batch]) as a mask (m, n) has it."""
     ndim = max(jnp.ndim(x), jnp.ndim(y))

@@ -253,10 +253,10 @@ def sum_over_adjoint(p: Array | None, q: Array, s: Array, u: Array) -> Array:
 
     Deep input is cheaper to pass through once than twice: P U^-H + Q (S U^-H).
     """
-    # The solve begins when what S is made of is done with: less is in memory at a time.
-    if u.ndim > 2 or not _is_for_lapack(u):
-        s, u = materialized((s, u))
     m, k = q.shape[:2]
+    # The solve begins when what S is made of is done with: less is in memory at a time.
+    if u.ndim > 2 or (are_known(k) and not _is_for_lapack(u)):
+        s, u = materialized((s, u))
     if p is None:
         return matmul(q, Inverted.of(u, rows=k).adjoint_right(s))
     known = are_known(m, k)

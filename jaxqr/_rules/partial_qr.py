@@ -24,6 +24,7 @@ from jax import Array, lax
 
 from jaxqr._linalg.algebra import (
     above_diagonal,
+    above_zeros,
     adjoint,
     adjoint_matmul,
     beside,
@@ -143,7 +144,7 @@ def pushforward(q: Array, r: Array, y: Array | None, da: Array) -> tuple[Array, 
     if q2.shape[1] != 0:
         dq2 = -matmul(q1, adjoint(adjoint_matmul(q2, dxu)))
         dq = beside(dq, dq2)
-        dr = jnp.pad(dr, [(0, r.shape[0] - k), (0, 0)])
+        dr = above_zeros(dr, r.shape[0] - k)
     return dq, dr
 
 
@@ -307,5 +308,5 @@ def pushforward_held(q: Array, r: Array, dependent: Array, da: Array) -> tuple[A
     if q2.shape[1] != 0:
         turned = u.right(adjoint_matmul(q2, dx)) * keep
         dq = beside(dq, -matmul(q1, adjoint(turned)))
-        dr = jnp.pad(dr, [(0, r.shape[0] - k), (0, 0)])
+        dr = above_zeros(dr, r.shape[0] - k)
     return dq, dr
