@@ -152,7 +152,7 @@ def test_second_order_of_r_alone(shape):
     assert_close(np.asarray(tangent(a))[keep], expected[keep], 1e-11)
 
 
-@pytest.mark.parametrize(("batch", "forward_mode"), [(12, False), (96, False), (96, True)])
+@pytest.mark.parametrize(("batch", "forward_mode"), [(12, False), (256, False), (256, True)])
 def test_a_large_batch_goes_in_pieces(batch, forward_mode, monkeypatch):
     """With dependent columns in some matrices, each gets what it gets alone."""
     a = jnp.asarray(matrix((batch, 6, 2)))
@@ -167,11 +167,33 @@ def test_a_large_batch_goes_in_pieces(batch, forward_mode, monkeypatch):
     alone = jax.lax.map(gradient, a)
     also_turned = jax.lax.map(turned, a[:3]) if forward_mode else None
     monkeypatch.setattr(batching, "_PIECE", 40 * batch // 12)
-    assert batching._pieces((batch,), [a]) == 4
+    assert batching._pieces((batch,), [a], 64) == 4
     jax.clear_caches()
     assert "dynamic_update_slice" in str(jax.make_jaxpr(gradient)(a))
     assert_close(jax.jit(gradient)(a), alone, 1e-13)
     if forward_mode:
         assert "length=4" in str(jax.make_jaxpr(turned)(a))
         assert_close(jax.jit(turned)(a)[:3], also_turned, 1e-11)
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("shape", [(100, 6, 3), (4, 130, 128)], ids=str)
+def test_a_piece_is_factored_as_the_whole_batch_is(shape, monkeypatch):
+    """Else its Q would be another one: of the rounding that dependent columns leave."""
+    a = jnp.asarray(gaussian(shape))
+    at = 1 if shape[-1] == 3 else 100
+    a = a.at[1, :, at].set(a[1, :, 0])
+    w = jnp.asarray(gaussian(shape[-1:] * 2, seed=2))
+
+    def loss(gram):
+        return jnp.sum(w[None] * gram**2)
+
+    def of_r(a):
+        r = jaxqr.qr(a, mode="r")
+        return loss(r.mT @ r)
+
+    monkeypatch.setattr(batching, "_PIECE", a.size // 3)
+    jax.clear_caches()
+    found = jax.jit(jax.grad(of_r))(a)
+    assert_close(found, jax.grad(lambda a: loss(a.mT @ a))(a), 1e-11)
     jax.clear_caches()

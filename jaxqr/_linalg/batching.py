@@ -203,24 +203,28 @@ def unless_any(
     needed: within a branch, XLA's loops for CPUs have one thread.
     """
 
-    def apart(*args: Any, in_place: bool) -> Any:
+    def apart(*args: Any, **how: Any) -> Any:
         kept = jax.tree.map(lambda x: laid_out(x)[0], args)
         wanted = needed(*kept)[..., None, None]
-        return _corrected(careful, usual(*kept), wanted, kept, axis=0, in_place=in_place)
+        return _corrected(careful, usual(*kept), wanted, kept, axis=0, **how)
 
-    def together(*args: Any, in_place: bool) -> Any:
+    def together(*args: Any, **how: Any) -> Any:
         # What is kept has the batch axis innermost, as the usual way has it anyway.
         batch = jax.tree.leaves(args)[0].shape[:-2]
         kept = jax.tree.map(innermost, args)
         shown = jax.tree.map(lambda x: outermost(x, batch), kept)
         out = jax.tree.map(innermost, usual(*shown))
         wanted = needed(*shown).reshape(1, 1, -1)
-        out = _corrected(careful, out, wanted, kept, axis=2, in_place=in_place)
+        out = _corrected(careful, out, wanted, kept, axis=2, **how)
         return jax.tree.map(lambda x: outermost(x, batch), out)
 
     def by_batch(*args: Any, in_place: bool) -> Any:
-        ways = [functools.partial(f, in_place=in_place) for f in (together, apart)]
-        return by_platform(lambda c: ways[not suits(c, *args)], ways[1], *args)
+        def way(c: Crossovers) -> Callable[..., Any]:
+            f = together if suits(c, *args) else apart
+            return functools.partial(f, in_place=in_place, many=c.least_batch)
+
+        alone = functools.partial(apart, in_place=in_place, many=math.inf)
+        return by_platform(way, alone, *args)
 
     return batch_aware(
         functools.partial(by_batch, in_place=True),
@@ -232,7 +236,14 @@ _PIECE = 2**17  # elements: a megabyte in float64
 
 
 def _corrected(
-    f: Callable[..., Any], out: Any, wanted: Array, args: Any, *, axis: int, in_place: bool
+    f: Callable[..., Any],
+    out: Any,
+    wanted: Array,
+    args: Any,
+    *,
+    axis: int,
+    in_place: bool,
+    many: float,
 ) -> Any:
     """OUT, but F of args where it is wanted; of a part of the batch at a time, for less memory.
 
@@ -244,7 +255,7 @@ def _corrected(
     """
     leaves = jax.tree.leaves(args)
     batch = leaves[0].shape[:-2] if axis == 0 else leaves[0].shape[axis:]
-    pieces, is_needed = _pieces(batch, leaves), jnp.any(wanted)
+    pieces, is_needed = _pieces(batch, leaves, many), jnp.any(wanted)
 
     def mixed(out: Any, wanted: Array, args: Any) -> Any:
         new = f(*jax.tree.map(lambda x: jnp.moveaxis(x, axis, 0), args))
@@ -276,10 +287,15 @@ def _corrected(
     return lax.cond(is_needed, correct, lambda out, *_: out, out, wanted, args)
 
 
-def _pieces(batch: tuple[int, ...], arrays: list[Any]) -> int:
-    """How many of no more than a megabyte; the batch must be a multiple of it."""
+def _pieces(batch: tuple[int, ...], arrays: list[Any], many: float) -> int:
+    """How many of no more than a megabyte; the batch must be a multiple of it.
+
+    Of ``many`` matrices a piece has as many at least, else two: what chooses an algorithm by the
+    batch must choose for a piece what it does for the whole, or Q is not the one that R belongs to.
+    """
     if not are_known(*(d for x in arrays for d in x.shape)):
         return 1
-    number, most = math.prod(batch), max(x.size for x in arrays)
-    least = max(1, -(-most // _PIECE))
-    return next((p for p in range(least, min(4 * least, number) + 1) if number % p == 0), 1)
+    number, size = math.prod(batch), max(x.size for x in arrays)
+    fewest, least = max(1, -(-size // _PIECE)), many if number >= many else 2
+    most = int(min(4 * fewest, number // least))
+    return next((p for p in range(fewest, most + 1) if number % p == 0), 1)
