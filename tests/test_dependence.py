@@ -167,7 +167,7 @@ def test_a_large_batch_goes_in_pieces(batch, forward_mode, monkeypatch):
     alone = jax.lax.map(gradient, a)
     also_turned = jax.lax.map(turned, a[:3]) if forward_mode else None
     monkeypatch.setattr(batching, "_PIECE", 40 * batch // 12)
-    assert batching._pieces((batch,), [a], 64) == 4
+    assert batching._pieces((batch,), [a], 2 if batch < 64 else 64) == 4
     jax.clear_caches()
     assert "dynamic_update_slice" in str(jax.make_jaxpr(gradient)(a))
     assert_close(jax.jit(gradient)(a), alone, 1e-13)

@@ -219,12 +219,17 @@ def unless_any(
         return jax.tree.map(lambda x: outermost(x, batch), out)
 
     def by_batch(*args: Any, in_place: bool) -> Any:
-        def way(c: Crossovers) -> Callable[..., Any]:
-            f = together if suits(c, *args) else apart
-            return functools.partial(f, in_place=in_place, many=c.least_batch)
+        @functools.cache  # JAX tells alike ways of several platforms by identity
+        def by(f: Callable[..., Any], least: float) -> Callable[..., Any]:
+            return functools.partial(f, in_place=in_place, least=least)
 
-        alone = functools.partial(apart, in_place=in_place, many=math.inf)
-        return by_platform(way, alone, *args)
+        def way(c: Crossovers) -> Callable[..., Any]:
+            batch = jax.tree.leaves(args)[0].shape[:-2]
+            if not are_known(*batch) or math.prod(batch) < c.least_batch:
+                return by(apart, 2)
+            return by(together if suits(c, *args) else apart, c.least_batch)
+
+        return by_platform(way, by(apart, 2), *args)
 
     return batch_aware(
         functools.partial(by_batch, in_place=True),
@@ -243,7 +248,7 @@ def _corrected(
     *,
     axis: int,
     in_place: bool,
-    many: float,
+    least: float,
 ) -> Any:
     """OUT, but F of args where it is wanted; of a part of the batch at a time, for less memory.
 
@@ -255,7 +260,7 @@ def _corrected(
     """
     leaves = jax.tree.leaves(args)
     batch = leaves[0].shape[:-2] if axis == 0 else leaves[0].shape[axis:]
-    pieces, is_needed = _pieces(batch, leaves, many), jnp.any(wanted)
+    pieces, is_needed = _pieces(batch, leaves, least), jnp.any(wanted)
 
     def mixed(out: Any, wanted: Array, args: Any) -> Any:
         new = f(*jax.tree.map(lambda x: jnp.moveaxis(x, axis, 0), args))
@@ -287,15 +292,15 @@ def _corrected(
     return lax.cond(is_needed, correct, lambda out, *_: out, out, wanted, args)
 
 
-def _pieces(batch: tuple[int, ...], arrays: list[Any], many: float) -> int:
+def _pieces(batch: tuple[int, ...], arrays: list[Any], least: float) -> int:
     """How many of no more than a megabyte; the batch must be a multiple of it.
 
-    Of ``many`` matrices a piece has as many at least, else two: what chooses an algorithm by the
-    batch must choose for a piece what it does for the whole, or Q is not the one that R belongs to.
+    A piece has that many matrices at ``least``: what chooses an algorithm by the batch must choose
+    for a piece what it does for the whole, or Q is not the one that R belongs to.
     """
     if not are_known(*(d for x in arrays for d in x.shape)):
         return 1
     number, size = math.prod(batch), max(x.size for x in arrays)
-    fewest, least = max(1, -(-size // _PIECE)), many if number >= many else 2
+    fewest = max(1, -(-size // _PIECE))
     most = int(min(4 * fewest, number // least))
     return next((p for p in range(fewest, most + 1) if number % p == 0), 1)

@@ -175,7 +175,7 @@ class Inverted(NamedTuple):
             return self, one[None]
         limits, d = jnp.finfo(self.d.dtype), self.d.real
         high = float(limits.eps / limits.tiny)
-        most, least = (f(d, axis=0, keepdims=True) for f in (jnp.max, jnp.min))
+        most, least = (f(d, axis=0, keepdims=True, initial=1) for f in (jnp.max, jnp.min))
         g = unit(jnp.clip(least * high, 1, 1 / float(limits.eps) ** 2)).astype(one.dtype)
         g = jnp.where(most > high, g, one)
         return self._replace(d=divided(self.d, g)), g[None]
