@@ -34,6 +34,7 @@ from jaxqr._autodiff import (
 )
 from jaxqr._forward import least_squares
 from jaxqr._linalg.augmented import (
+    beside_one,
     middle,
     near_one,
     rank,
@@ -417,7 +418,7 @@ def _solved(
         if forward_mode:
             # As near_one does, but linear in b, and half of it for what goes the other way.
             half = unit(jnp.sqrt(middle(d).real)).astype(d.dtype)
-            x, y = (x / half for x in linear_solution(system, None, b / (d / half))[:2])
+            x, y = (x / half for x in linear_solution(system, None, b / beside_one(d, half))[:2])
         else:
             solution = constant(_solution_for_g, system, b)
             x, y, _ = derive(Solved(system, None, b / d, *solution), forward_mode)

@@ -124,10 +124,17 @@ def near_one(g: Array, d: Array) -> tuple[Array, Callable[[Array], Array]]:
 
     Where A is near the largest number D^-1 G is near the smallest one, and loses digits.
     """
-    size, of_d = units_of_columns(g), middle(d)
+    of_d = middle(d)
+    g = divided(g, beside_one(d, of_d))
+    size = units_of_columns(g)
     half = unit(jnp.sqrt(magnitudes(size)) / jnp.sqrt(magnitudes(of_d))).astype(g.dtype)
     other = divided(divided(size, half), of_d)  # size / of_d may be out of range
-    return divided(divided(g, size), divided(d, of_d)), lambda x: x * half * other
+    return divided(g, size), lambda x: x * half * other
+
+
+def beside_one(d: Array, unit: Array) -> Array:
+    """D in a unit, to divide by: XLA would multiply what is divided by the unit first."""
+    return materialized(divided(d, unit))
 
 
 # Products with A D^-1. Numbers of D^-1 x may be beyond the range of the type where A D^-1 x is not:
