@@ -79,6 +79,8 @@ def difference(x: Array, y: Array) -> Array:
 def beside(x: Array, y: Array) -> Array:
     """[X | Y] for x (m, k[, batch]) and y (m, n[, batch])."""
     k, n = x.shape[1], y.shape[1]
+    if n == 0:
+        return x
     if are_known(k, n):
         return jnp.concatenate([x, y], axis=1)
     # JAX cannot lower the concatenation of symbols that add up to a number.

@@ -274,11 +274,11 @@ def product_over(x: Array, u: Array, s: Array, v: Array) -> Array:
     d = inverted.d[None]
     factor = inverted._adjoint_right(divided(s, g))  # times D^-1
     rows, columns = x.shape[0], x.shape[1] + v.shape[1]
-    # Then X U^-1 is smaller than what it is multiplied by.
     if are_known(rows, columns) and rows < columns:
-        return matmul(divided(inverted.right(x), g), _beside(divided(factor, d), v))
-    units = _beside(d * g, jnp.broadcast_to(g, (1, *v.shape[1:])))
-    factor = inverted.left(_beside(factor, v))
+        # X U^-1 is smaller than what it is multiplied by.
+        return matmul(divided(inverted.right(x), g), beside(divided(factor, d), v))
+    units = beside(d * g, jnp.broadcast_to(g, (1, *v.shape[1:])))
+    factor = inverted.left(beside(factor, v))
     if x.ndim > 2:  # the division is part of the product's loop
         return settled(divided(summand(x, factor), units))
     product: Array = _product_in_units(x, factor, units)
@@ -312,10 +312,6 @@ _unless_extreme = unless_any(
     lambda x, y, d: over_leading_axes(matmul)(x, divided(y, d)),
     lambda x, y, d: divided(over_leading_axes(matmul)(x, y), d),
 )
-
-
-def _beside(x: Array, y: Array) -> Array:
-    return beside(x, y) if y.shape[1] != 0 else x
 
 
 def _leaves_lapack_asleep(k: int, u: Array) -> bool:

@@ -123,7 +123,7 @@ def pullback(
             qp = yv_bar if qp is None else qp + yv_bar
 
     x_bar = sum_over_adjoint(qp, q1, s, u)
-    return beside(x_bar, y_bar) if v.shape[1] != 0 else x_bar
+    return beside(x_bar, y_bar)
 
 
 def pushforward(q: Array, r: Array, y: Array | None, da: Array) -> tuple[Array, Array]:
