@@ -17,8 +17,8 @@ from jaxqr._rules import partial_qr
 class Applied:
     """Q C, or Q^H C, for the square Q that belongs to R; arguments are A, R and C.
 
-    A (..., m, n), R (..., k, n), C (..., m, p). Of R nothing but the phases of its diagonal counts:
-    its cotangent is zero.
+    A (..., m, n), R (..., k, n), C (..., m, p), or for Q C fewer rows of C, below which it is zero.
+    Of R nothing but the phases of its diagonal counts: its cotangent is zero.
     """
 
     adjoint: bool
@@ -40,13 +40,14 @@ class Applied:
         """(dproduct,): d(Q C) = Q (dC + Omega C), d(Q^H C) = Q^H dC - Omega Q^H C."""
         a, r, right = residuals
         da, _, dc = tangents
+        right = _whole(right, a)
         turned = jnp.zeros_like(right)
         if da is not None:
             g = self._by_q(a, r, da, adjoint=True)
             turned = over_leading_axes(partial_qr.turned)(g, r, marks(r), right)
         if self.adjoint:
             return ((0 if dc is None else self._by_q(a, r, dc, adjoint=True)) - turned,)
-        return (self._by_q(a, r, turned if dc is None else dc + turned, adjoint=False),)
+        return (self._by_q(a, r, turned if dc is None else _whole(dc, a) + turned, adjoint=False),)
 
     def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
         """(a_bar, None, c_bar)."""
@@ -55,11 +56,18 @@ class Applied:
         assert bar is not None
         c_bar = self._by_q(a, r, bar, adjoint=not self.adjoint)
         right_bar = -bar if self.adjoint else c_bar
-        f = over_leading_axes(partial_qr.pullback_turned)(r, marks(r), right, right_bar)
-        return self._by_q(a, r, f, adjoint=False), None, c_bar
+        pull = over_leading_axes(partial_qr.pullback_turned)
+        f = pull(r, marks(r), _whole(right, a), right_bar)
+        return self._by_q(a, r, f, adjoint=False), None, c_bar[..., : right.shape[-2], :]
 
     def _by_q(self, a: Array, r: Array, x: Array, *, adjoint: bool) -> Array:
         return apply_q(a, r, x, dataclasses.replace(self, adjoint=adjoint))
+
+
+def _whole(c: Array, a: Array) -> Array:
+    """C with the rows that are left out."""
+    below = a.shape[-2] - c.shape[-2]
+    return jnp.pad(c, [*[(0, 0)] * (c.ndim - 2), (0, below), (0, 0)])
 
 
 def apply_q(a: Array, r: Array, c: Array, rule: Applied) -> Array:

@@ -130,11 +130,10 @@ def _multiply(
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(a, c)
     a, c = (x.astype(compute_dtype(dtype)) for x in (a, c))
-    m, k = a.shape[-2], smaller(*a.shape[-2:])
+    k = smaller(*a.shape[-2:])
     r = qr(a, mode="r", forward_mode=forward_mode, positive_diagonal=positive_diagonal)
-    rows = [(0, 0)] * (c.ndim - 2) + [(0, m - c.shape[-2]), (0, 0)]
     batch = jnp.broadcast_shapes(a.shape[:-2], c.shape[:-2])
-    a_, r_, c_ = (jnp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (a, r, jnp.pad(c, rows)))
+    a_, r_, c_ = (jnp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (a, r, c))
     product = apply_q(a_, r_, c_, Applied(adjoint, "auto", forward_mode, "qr_multiply"))
     if adjoint and not complete:
         product = product[..., :k, :]

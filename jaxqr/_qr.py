@@ -36,6 +36,7 @@ from jaxqr._forward import METHODS
 from jaxqr._linalg.algebra import materialized
 from jaxqr._linalg.batching import over_leading_axes, over_matrices, smaller, unless_any
 from jaxqr._linalg.dependence import dependent_columns, marks
+from jaxqr._linalg.layouts import by_rows
 from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._rules import partial_qr, taylor
 
@@ -186,10 +187,9 @@ class QR:
 
     def _pull_held_r(self, a: Array, r: Array, r_bar: Array) -> Array:
         factor = over_leading_axes(partial_qr.pullback_held_r)(r, r_bar, marks(r))
-        rows = [(0, 0)] * (a.ndim - 2) + [(0, a.shape[-2] - r.shape[-2]), (0, 0)]
         # Side by side with the reflectors, its steps would take memory as well.
-        a, factor = materialized((a, factor))
-        return apply_q(a, r, jnp.pad(factor, rows), self._applied(adjoint=False))
+        a, factor = materialized((by_rows(a), by_rows(factor)))
+        return apply_q(a, r, factor, self._applied(adjoint=False))
 
     def _push_held_r(self, a: Array, r: Array, da: Array) -> Array:
         g = apply_q(a, r, da, self._applied(adjoint=True))[..., : r.shape[-2], :]

@@ -56,7 +56,7 @@ def _best(c: Crossovers, a: Array, mode: str, method: str) -> str:
 def q_times(a: Array, r: Array, c: Array, method: str) -> Array:
     """Q C for the square Q that belongs to r = qr(a, "r", method), by its reflectors.
 
-    r is (..., k, n), c (..., m, p).
+    r is (..., k, n), c (..., m, p), or fewer rows of C, below which it is zero.
     """
 
     def apply(q: Reflectors, phases: Array, c: Array) -> Array:

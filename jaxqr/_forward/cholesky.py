@@ -24,6 +24,7 @@ from jaxqr._linalg.algebra import adjoint_matmul, diagonal, materialized, matmul
 from jaxqr._linalg.batching import are_known, over_leading_axes
 from jaxqr._linalg.blocked import LONE, Inverted, lower_of_adjoint_product, lower_sum
 from jaxqr._linalg.crossovers import Crossovers
+from jaxqr._linalg.layouts import by_rows
 from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._linalg.reflectors import abs2
 from jaxqr._linalg.scaling import divided, units_of_columns
@@ -59,25 +60,20 @@ def qr(a: Array, mode: str) -> Arrays:
 
     def by_householder(a: Array, *_: Array) -> Arrays:
         # To divide A here would take one copy of it more, of which every call has the price.
-        return with_positive_diagonal(*householder.within_the_range(a, mode))[::-1]
+        return with_positive_diagonal(*householder.within_the_range(by_rows(a), mode))[::-1]
 
     if mode == "r":
         return _without_q(by_householder, a)
     first_pass, second_pass = over_leading_axes(_first_pass), over_leading_axes(_second_pass)
-
-    def two_passes(a: Array) -> Arrays:
-        sound, *first = first_pass(a)
-        return sound, *second_pass(*first)
-
     if a.shape[-1] > LONE:
         sound, first = _in_the_same_loop(first_pass, a)
         u, q = _mixed(by_householder, sound, second_pass(*first), a)
     else:
         sound, *first = first_pass(a)
-        u, q = lax.cond(
-            jnp.all(sound),
+        u, q = _chosen(
+            sound,
             lambda a, *first: second_pass(*first),
-            lambda a, *_: _carefully(two_passes, by_householder, a),
+            lambda a, *_: _two_passes_carefully(by_householder, a),
             *(a, *first),
         )
     return q, u
@@ -163,6 +159,23 @@ def _mixed(
     return out
 
 
+def _two_passes_carefully(by_householder: Callable[..., Arrays], a: Array) -> Arrays:
+    """U and Q likewise, Q1 made anew: or it would be in memory while LAPACK makes another Q."""
+    units = units_of_columns(a)
+    u1, inverted, sound = over_leading_axes(_cholesky)(divided(a, units))
+    nearly, _, gram = over_leading_axes(_orthogonalized)(divided(a, units), inverted)
+
+    def by_factors(a: Array, units: Array, u1: Array, inverted: Inverted, gram: Array) -> Arrays:
+        q1 = over_leading_axes(_q1)(divided(a, units), inverted)
+        u, q = over_leading_axes(_second_pass)(u1, q1, gram)
+        return u * units, q
+
+    known = (a, units, u1, inverted, gram)
+    if sound.ndim:
+        return _mixed(by_householder, sound & nearly, by_factors(*known), a)
+    return _chosen(sound & nearly, by_factors, by_householder, *known)
+
+
 def triangle_and_product(a: Array, b: Array) -> tuple[Array, Array]:
     """U and Q^H B without Q, for a (..., m, n), m >= n, and b (..., m, p)."""
     u, c = _without_q(householder.triangle_and_product, a, b)
@@ -178,10 +191,14 @@ def _first_pass(a: Array) -> Arrays:
 
 def _orthogonalized(a: Array, inverted: Inverted) -> tuple[Array, Array, Array]:
     """Whether Q1 = A U1^-1 is nearly orthonormal, Q1, and the lower triangle of Q1^H Q1."""
-    q1 = inverted.unscaled().right(a)
+    q1 = _q1(a, inverted)
     gram = _lower_gram(q1)
     departure = jnp.max(jnp.abs(jnp.tril(gram) - jnp.eye(a.shape[1], dtype=a.dtype)))
     return departure <= _MOST_DEPARTURE, q1, gram
+
+
+def _q1(a: Array, inverted: Inverted) -> Array:
+    return inverted.unscaled().right(a)
 
 
 def _second_pass(u1: Array, q1: Array, gram: Array) -> tuple[Array, Array]:

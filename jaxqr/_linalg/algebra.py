@@ -44,19 +44,14 @@ def matmul(x: Array, y: Array) -> Array:
     return settled(summand(x, y))
 
 
-def adjoint_of_factor(x: Array, y: Array) -> Array:
-    """X^H for x (m, k[, batch]), to be multiplied with y (m, n[, batch])."""
-    return products.adjoint_of_factor(x, y) if x.ndim == 2 else adjoint(x)
-
-
 def adjoint_matmul(x: Array, y: Array) -> Array:
     """X^H Y for x (m, k[, batch]) and y (m, n[, batch])."""
-    return matmul(adjoint_of_factor(x, y), y)
+    return settled(adjoint_summand(x, y))
 
 
 def project(q: Array, x: Array) -> Array:
     """Q^H X for q (m, k[, batch]) and a narrow x (m, n[, batch])."""
-    return products.project(q, x) if q.ndim == 2 else adjoint(matmul(adjoint(x), q))
+    return products.project(q, x) if q.ndim == 2 else adjoint_matmul(q, x)
 
 
 def summand(x: Array, y: Array) -> Array:
@@ -64,6 +59,14 @@ def summand(x: Array, y: Array) -> Array:
     if x.ndim == 2:
         return products.matmul(x, y)
     return total(x[:, i, None] * y[None, i] for i in range(x.shape[1]))
+
+
+def adjoint_summand(x: Array, y: Array) -> Array:
+    """X^H Y likewise; of many small ones by rows, for a transpose would be a copy."""
+    if x.ndim == 2:
+        return products.matmul(products.adjoint_of_factor(x, y), y)
+    rows = zip(jnp.conj(x), y, strict=True)
+    return total(of_x[:, None] * of_y[None] for of_x, of_y in rows)
 
 
 def settled(x: Array) -> Array:

@@ -237,7 +237,7 @@ def unless_any(
     )
 
 
-_PIECE = 2**17  # elements: a megabyte in float64
+_PIECE = 2**14  # elements
 
 
 def _corrected(
@@ -293,7 +293,7 @@ def _corrected(
 
 
 def _pieces(batch: tuple[int, ...], arrays: list[Any], least: float) -> int:
-    """How many of no more than a megabyte; the batch must be a multiple of it.
+    """How many of few elements, or as many as may be; the batch must be a multiple of it.
 
     A piece has that many matrices at ``least``: what chooses an algorithm by the batch must choose
     for a piece what it does for the whole, or Q is not the one that R belongs to.
@@ -303,4 +303,5 @@ def _pieces(batch: tuple[int, ...], arrays: list[Any], least: float) -> int:
     number, size = math.prod(batch), max(x.size for x in arrays)
     fewest = max(1, -(-size // _PIECE))
     most = int(min(4 * fewest, number // least))
-    return next((p for p in range(fewest, most + 1) if number % p == 0), 1)
+    may_be = [p for p in range(1, most + 1) if number % p == 0]
+    return next((p for p in may_be if p >= fewest), max(may_be, default=1))

@@ -19,7 +19,7 @@ from jax.lax.linalg import cholesky
 from jaxqr._linalg.algebra import (
     adjoint,
     adjoint_matmul,
-    adjoint_of_factor,
+    adjoint_summand,
     below_diagonal,
     beside,
     diagonal,
@@ -33,6 +33,7 @@ from jaxqr._linalg.algebra import (
     total,
 )
 from jaxqr._linalg.batching import are_known, over_leading_axes, unless_any
+from jaxqr._linalg.products import adjoint_of_factor
 from jaxqr._linalg.scaling import any_extreme, column_units, divided, unit
 
 _BLOCK = 64, 128  # columns of a diagonal block: half of all, within these
@@ -60,10 +61,11 @@ def lower_of_adjoint_product(x: Array, y: Array) -> list[Array]:
 
     Strips are copied for it, which does not pay where they are beyond the caches.
     """
-    cuts, adjoint_x = _cuts(x.shape[1]), adjoint_of_factor(x, y)
-    if not are_known(x.shape[0]) or x.size > _CACHED:
-        product = summand(adjoint_x, y)
+    cuts = _cuts(x.shape[1])
+    if x.ndim == 3 or not are_known(x.shape[0]) or x.size > _CACHED:
+        product = adjoint_summand(x, y)
         return [product[i:j, :j] for i, j in cuts]
+    adjoint_x = adjoint_of_factor(x, y)
     return [summand(adjoint_x[i:j], y[:, :j]) for i, j in cuts]
 
 

@@ -9,6 +9,7 @@ from jax.lax.linalg import ormqr
 
 from jaxqr._linalg.algebra import adjoint as conjugate_transpose
 from jaxqr._linalg.algebra import (
+    above_zeros,
     materialized,
     matmul,
     project,
@@ -36,14 +37,14 @@ def det(q: Reflectors) -> Array:
 
 
 def times(q: Array | Reflectors, c: Array) -> Array:
-    """Q C for the first k columns of q, or of many small ones, and c (k, n[, batch])."""
+    """Q C, for c (rows, n[, batch]) and as many of q's first columns."""
     if not isinstance(q, Reflectors):
         return matmul(q, c)
     v, taus = q
-    x = jnp.pad(c, [(0, v.shape[0] - c.shape[0]), (0, 0), *[(0, 0)] * (c.ndim - 2)])
     if v.ndim == 2:
-        y: Array = over_columns(_q)(v, taus, x)
+        y: Array = over_columns(_q)(v, taus, c)
         return y
+    x = above_zeros(c, v.shape[0] - c.shape[0])
     for v, taus in reversed(_groups(q)):
         done = len(x) - len(v)
         x = materialized(jnp.concatenate([x[:done], *_reflect(v, taus, x[done:])]))
@@ -61,7 +62,8 @@ def adjoint_times(q: Array | Reflectors, b: Array) -> Array:
     return materialized(jnp.concatenate(reflected(_groups(q), b)))
 
 
-# Q X and Q^H X for one matrix, complete: (m, k), (1, k) and (m, n).
+# Q X and Q^H X for one matrix, complete: (m, k), (1, k) and (m, n); X's last rows may be left out,
+# where they are zero.
 
 
 # LAPACK's ormqr applies a block's worth of reflectors or fewer, at most 64, by orm2r, which puts
@@ -74,6 +76,7 @@ _MOST_UNBLOCKED = 64
 def _by_lapack(v: Array, taus: Array, x: Array, *, adjoint: bool) -> list[Array]:
     if not are_known(taus.shape[1]) or taus.shape[1] <= _MOST_UNBLOCKED:
         return _by_products(v, taus, x, adjoint=adjoint)
+    x = above_zeros(x, v.shape[0] - x.shape[0])
     return [ormqr(v, taus[0], x, left=True, transpose=adjoint)]
 
 
@@ -87,12 +90,12 @@ def _by_products(v: Array, taus: Array, x: Array, *, adjoint: bool) -> list[Arra
     v = jnp.tril(v, -1) + jnp.eye(rows, columns, dtype=v.dtype)
     s = jnp.triu(matmul(conjugate_transpose(v), v), 1)
     unit = jnp.eye(columns, dtype=v.dtype) + s * taus
-    projected = matmul(conjugate_transpose(v), x)
+    projected = matmul(conjugate_transpose(v[: x.shape[0]]), x)
     if adjoint:
         inner = solve_adjoint_left(unit, jnp.conj(taus.T) * projected)
     else:
         inner = taus.T * solve_left(unit, projected)
-    return [x - matmul(v, inner)]
+    return [above_zeros(x, rows - x.shape[0]) - matmul(v, inner)]
 
 
 _apply = unless_exported(_by_lapack, _by_products)
