@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.lax.linalg import ormqr
 
-from jaxqr._linalg.algebra import adjoint as conjugate_transpose
 from jaxqr._linalg.algebra import (
     above_zeros,
     materialized,
@@ -17,6 +16,7 @@ from jaxqr._linalg.algebra import (
     solve_left,
     total,
 )
+from jaxqr._linalg.algebra import adjoint as conjugate_transpose
 from jaxqr._linalg.batching import are_known, over_columns
 from jaxqr._linalg.crossovers import SUMS_ARE_KEPT
 from jaxqr._linalg.exporting import unless_exported
