@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numerics import assert_close, gaussian, inner, matrix, random_like, tolerance
@@ -150,6 +151,36 @@ def test_ridge_under_vmap_and_hessian(forward_mode):
     ours = [jax.jit(jax.vmap(f))(ridges) for f in (loss, jax.grad(loss), second)]
     theirs = [np.sum(k * c**2 / at**p, -1) for k, p in ((1, 2), (-2, 3), (6, 4))]
     assert_close(ours, theirs, tolerance("float64", (3, 6), 100, c=64))
+
+
+AT_ZERO = [((6, 3), "full"), ((4, 4), "rcond"), ((3, 6), "full"), ((3, 6), "ridge")]
+
+
+@pytest.mark.parametrize(("shape", "kind"), AT_ZERO, ids=str)
+def test_second_order_where_something_is_zero(shape, kind):
+    """At the minimum of a loss its cotangents are; and with b = 0 x and the residual."""
+    a, m = (jnp.asarray(gaussian(shape, seed=seed)) for seed in (0, 1))
+    b = jnp.asarray(gaussian(shape[:1]))
+
+    def solution(t, b, forward_mode):
+        return jaxqr.lstsq(a + t * m, b, **OPTIONS[kind], forward_mode=forward_mode)
+
+    @jax.jit
+    def curvatures(t0):
+        known = lax.stop_gradient(solution(t0, b, False))
+        losses = (
+            lambda t, mode: jnp.sum((solution(t, b, mode) - known) ** 2),
+            lambda t, mode: jnp.sum(jnp.sin(solution(t, t * b, mode))),
+        )
+        dx = jax.jvp(lambda t: solution(t, b, True), (t0,), (jnp.ones_like(t0),))[1]
+        alike = jax.jacfwd(jax.grad(lambda t: jnp.sum(jnp.sin(t * solution(t, b, True)))))
+        by_grad = [jax.grad(jax.grad(lambda t, f=f: f(t, False)))(t0) for f in losses]
+        by_jvp = [jax.jacfwd(jax.grad(lambda t, f=f: f(t, True)))(t0) for f in losses]
+        return [2 * jnp.sum(dx**2), alike(t0)], by_grad, by_jvp
+
+    expected, *found = curvatures(jnp.zeros(()))
+    for pair in found:
+        assert_close(pair, expected, tolerance("float64", shape, 100, c=64))
 
 
 # Devices.

@@ -160,6 +160,62 @@ def test_hessian_in_combination(name):
         assert_close(hessian(a), expected, tol)
 
 
+M = matrix((4, 4), "complex128", seed=2)
+
+
+def diagonal(q, z):
+    """Diag(Q^H M Z), which does not see the phases that Q and Z leave free."""
+    return jnp.sum(q.conj() * (M @ z), 0)
+
+
+def of_qz(a, **mode):
+    _, _, q, z = jaxqr.qz(a, matrix((4, 4), "complex128", seed=3), **mode)
+    return diagonal(q, z)
+
+
+def of_schur(a, **mode):
+    z = jaxqr.schur(a, **mode).z
+    return diagonal(z, z)
+
+
+CURVED = {
+    "qr": jaxqr.qr,
+    "r alone": functools.partial(jaxqr.qr, mode="r"),
+    "pivoted_qr": functools.partial(jaxqr.pivoted_qr, rank=2),
+    "qr_multiply": functools.partial(jaxqr.qr_multiply, c=M, adjoint=True),
+    "slogdet": jaxqr.slogdet,
+    "qz": of_qz,
+    "schur": of_schur,
+}
+
+
+@pytest.mark.parametrize("f", CURVED.values(), ids=CURVED)
+def test_second_order_at_a_minimum(f):
+    """That of |F(A) - F(A0)|^2 is 2 |dF|^2, though all cotangents are zero there."""
+    a, da = (jnp.asarray(matrix((4, 4), "complex128", seed=seed)) for seed in (0, 1))
+
+    @jax.jit
+    def curvatures(t0):
+        def along(t, forward_mode):
+            return inexact(f(a + t.astype(a.dtype) * da, forward_mode=forward_mode))
+
+        def loss(t, forward_mode):
+            known = jax.lax.stop_gradient(along(t0, forward_mode))
+            return sum(norm2(x - y) for x, y in zip(along(t, forward_mode), known, strict=True))
+
+        dots = jax.jvp(lambda t: along(t, True), (t0,), (jnp.ones_like(t0),))[1]
+        by_grad = jax.grad(jax.grad(lambda t: loss(t, False)))(t0)
+        by_jvp = jax.jacfwd(jax.grad(lambda t: loss(t, True)))(t0)
+        return 2 * sum(map(norm2, dots)), by_grad, by_jvp
+
+    expected, *found = curvatures(jnp.zeros(()))
+    assert_close(found, [expected] * 2, tolerance("complex128", (4, 4), 100, c=64))
+
+
+def norm2(x):
+    return jnp.vdot(x, x).real
+
+
 @WIRINGS
 def test_truncated_under_vmap(forward_mode):
     """The residuals of the truncated factorization include A, batched or not."""

@@ -161,11 +161,12 @@ def adjoint_times(a: Array, d: Array, r: Array) -> Array:
 def product_over(left: Array, d: Array, right: Array, *, as_adjoint: bool) -> Array:
     """L R^H D^-1 for narrow left (..., m, p) and right (..., n, p), or the adjoint of that.
 
-    What L leaves out is left out whatever stands in R.
+    What L leaves out is left out though R be infinite there; dL, where L is zero, is not.
     """
     largest = jnp.max(magnitudes(left), axis=-2, keepdims=True)
     size = unit(largest).astype(left.dtype)
-    right = divided(right * jnp.where(largest == 0, 0, size), d)
+    right = divided(right * size, d)
+    right = jnp.where((largest == 0) & ~jnp.isfinite(right), 0, right)
     x, y = materialized((divided(left, size), right))
     return _outer(y, x) if as_adjoint else _outer(x, y)
 

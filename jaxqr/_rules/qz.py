@@ -151,11 +151,14 @@ def _sizes(*pairs: Pair) -> Array:
 
 
 def _over_diagonal(x: Array, t: Array, sizes: Array) -> Array:
-    """X_i / T_ii (n,); 0 where T_ii is zero, or x_i rounding, which a small T_ii would enlarge."""
+    """X_i / T_ii (n,); 0 where T_ii is zero, or x_i rounding, which a small T_ii would enlarge.
+
+    dx_i / T_ii is no rounding where x_i is zero.
+    """
     diagonal = _diagonal(t).real
     rounding = max(t.shape[0], 8) * float(jnp.finfo(x.dtype).eps) * sizes
-    counts = (diagonal != 0) & ~(jnp.abs(x) <= rounding)  # so that what is not a number is seen
-    return jnp.where(counts, x / jnp.where(counts, diagonal, 1), 0)
+    x = x - lax.stop_gradient(jnp.where(jnp.abs(x) <= rounding, x, 0))
+    return jnp.where(diagonal == 0, 0, x / jnp.where(diagonal == 0, 1, diagonal))
 
 
 def _real_diagonal(x: Array, t: Array) -> Array:
