@@ -8,8 +8,10 @@ from jax import Array
 
 from jaxqr import _forward
 from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, varying_alike
+from jaxqr._linalg.algebra import materialized
 from jaxqr._linalg.batching import over_leading_axes
 from jaxqr._linalg.dependence import marks
+from jaxqr._linalg.layouts import by_rows
 from jaxqr._rules import partial_qr
 
 
@@ -28,8 +30,7 @@ class Applied:
 
     def forward(self, a: Array, r: Array, c: Array) -> Arrays:
         """(product,)."""
-        multiply = _forward.q_adjoint_times if self.adjoint else _forward.q_times
-        return (multiply(a, r, c, self.method),)
+        return (_forward.times(a, r, c, self.method, adjoint=self.adjoint),)
 
     def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
         """A, R, and what Q has on its right: C, or the product."""
@@ -74,3 +75,21 @@ def apply_q(a: Array, r: Array, c: Array, rule: Applied) -> Array:
     """Q C or Q^H C, as the rule has it; c (..., m, p)."""
     (product,) = differentiated(rule, rule.forward_mode)(*varying_alike((a, r, c)))
     return cast(Array, product)
+
+
+# The derivative of R alone where columns depend on others, by the Q of a rule.
+
+
+def pull_held_r(a: Array, r: Array, r_bar: Array, rule: Applied) -> Array:
+    """A-bar (..., m, n) from the cotangent of R alone."""
+    factor = over_leading_axes(partial_qr.pullback_held_r)(r, r_bar, marks(r))
+    # Side by side with the reflectors, its steps would take memory as well.
+    a, factor = materialized((by_rows(a), by_rows(factor)))
+    return apply_q(a, r, factor, dataclasses.replace(rule, adjoint=False))
+
+
+def push_held_r(a: Array, r: Array, da: Array, rule: Applied) -> Array:
+    """DR (..., k, n) from dA."""
+    g = apply_q(a, r, da, dataclasses.replace(rule, adjoint=True))[..., : r.shape[-2], :]
+    dr: Array = over_leading_axes(partial_qr.pushforward_held_r)(g, r, marks(r))
+    return dr

@@ -1,14 +1,18 @@
 """Products with Q, which is not formed."""
 
+import dataclasses
 import functools
-from typing import Literal
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxqr._applied import Applied, apply_q
+from jaxqr import _forward
+from jaxqr._applied import Applied, pull_held_r, push_held_r
 from jaxqr._arguments import (
     as_array,
     as_matrices,
@@ -18,8 +22,14 @@ from jaxqr._arguments import (
     one_of,
     result_dtype,
 )
+from jaxqr._autodiff import (
+    Arrays,
+    MaybeArrays,
+    differentiated,
+    varying_alike,
+    with_more_columns,
+)
 from jaxqr._linalg.batching import smaller
-from jaxqr._qr import qr
 
 
 @by_name
@@ -114,6 +124,58 @@ def _check_shapes(a: Array, c: Array, vectors: bool, square: bool) -> None:
         ) from None
 
 
+@dataclasses.dataclass(frozen=True)
+class Multiplied:
+    """Q C and R, or Q^H C and R, of A and C, by one factorization.
+
+    A (..., m, n), C (..., m, p), or for Q C fewer rows of C, below which it is zero.
+    """
+
+    adjoint: bool
+    positive_diagonal: bool
+    forward_mode: bool
+    method: str = "auto"
+
+    caller: ClassVar[str] = "qr_multiply"
+
+    def forward(self, a: Array, c: Array) -> Arrays:
+        """(product, r)."""
+        how = {"adjoint": self.adjoint, "positive_diagonal": self.positive_diagonal}
+        return _forward.multiply(a, c, self.method, **how)
+
+    def before_derivative(self) -> "Multiplied":
+        """The same, by a method that leaves the cores to the derivative's products."""
+        return dataclasses.replace(self, method=_forward.BEFORE_PRODUCTS)
+
+    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
+        """A, R, and what Q has on its right: C, or the product."""
+        (a, c), (product, r) = args, outputs
+        return self._applied.residuals((a, r, c), (product,))
+
+    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
+        """(dproduct, dr)."""
+        a, r, _ = residuals
+        da, dc = tangents
+        (dproduct,) = self._applied.pushforward(residuals, (da, None, dc))
+        return dproduct, jnp.zeros_like(r) if da is None else push_held_r(a, r, da, self._applied)
+
+    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
+        """(a_bar, c_bar)."""
+        a, r, _ = residuals
+        bar, r_bar = cotangents
+        a_bar, c_bar = None, None
+        if bar is not None:
+            a_bar, _, c_bar = self._applied.pullback(residuals, (bar,))
+        if r_bar is not None:
+            of_r = pull_held_r(a, r, r_bar, self._applied)
+            a_bar = of_r if a_bar is None else a_bar + of_r
+        return a_bar, c_bar
+
+    @property
+    def _applied(self) -> Applied:
+        return Applied(self.adjoint, self.method, self.forward_mode, self.caller)
+
+
 _OPTIONS = ("adjoint", "complete", "forward_mode", "positive_diagonal")
 
 
@@ -130,11 +192,31 @@ def _multiply(
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(a, c)
     a, c = (x.astype(compute_dtype(dtype)) for x in (a, c))
-    k = smaller(*a.shape[-2:])
-    r = qr(a, mode="r", forward_mode=forward_mode, positive_diagonal=positive_diagonal)
-    batch = jnp.broadcast_shapes(a.shape[:-2], c.shape[:-2])
-    a_, r_, c_ = (jnp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (a, r, c))
-    product = apply_q(a_, r_, c_, Applied(adjoint, "auto", forward_mode, "qr_multiply"))
+    rule = Multiplied(adjoint, positive_diagonal, forward_mode)
+
+    def multiply(c: Array, a: Array) -> Any:
+        return differentiated(rule, forward_mode)(*varying_alike((a, c)))
+
+    product, r = _over_batches(functools.partial(with_more_columns, multiply), a, c)
     if adjoint and not complete:
-        product = product[..., :k, :]
+        product = product[..., : r.shape[-2], :]
     return product.astype(result_dtype(dtype)), r.astype(result_dtype(dtype))
+
+
+def _over_batches(multiply: Callable[..., Any], a: Array, c: Array) -> tuple[Array, Array]:
+    """The product and R by MULTIPLY (c, a) of the same batch axes; axes of C alone are columns."""
+    batch = jnp.broadcast_shapes(a.shape[:-2], c.shape[:-2])
+    of_a = (1,) * (len(batch) + 2 - a.ndim) + a.shape[:-2]
+    alone = [i for i, d in enumerate(of_a) if d == 1 and batch[i] != 1]
+    shared = [i for i in range(len(batch)) if i not in alone]
+    order = [*shared, len(batch), *alone, len(batch) + 1]
+    sizes = [batch[i] for i in shared]
+
+    columns = jnp.broadcast_to(c, (*batch, *c.shape[-2:])).transpose(order)
+    after = columns.shape[len(shared) + 1 :]
+    product, r = multiply(
+        columns.reshape(*sizes, c.shape[-2], math.prod(after)), a.reshape(*sizes, *a.shape[-2:])
+    )
+    product = product.reshape(*product.shape[:-1], *after)
+    product = product.transpose([order.index(i) for i in range(len(order))])
+    return product, r.reshape(*a.shape[:-2], *r.shape[-2:])

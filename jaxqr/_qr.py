@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxqr import _forward
-from jaxqr._applied import Applied, apply_q
+from jaxqr._applied import Applied, pull_held_r, push_held_r
 from jaxqr._arguments import (
     Method,
     Options,
@@ -33,10 +33,8 @@ from jaxqr._arguments import (
 )
 from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, differentiated
 from jaxqr._forward import METHODS
-from jaxqr._linalg.algebra import materialized
 from jaxqr._linalg.batching import over_leading_axes, over_matrices, smaller, unless_any
 from jaxqr._linalg.dependence import dependent_columns, marks
-from jaxqr._linalg.layouts import by_rows
 from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._rules import partial_qr, taylor
 
@@ -134,7 +132,8 @@ class QR:
         da = self.mirror.of(da)
         if self.mode == "r":
             a, r = residuals
-            return (self.mirror.r(_where_dependent(_push_r, self._push_held_r)(a, r, da)),)
+            push = _where_dependent(_push_r, functools.partial(push_held_r, rule=self._applied))
+            return (self.mirror.r(push(a, r, da)),)
         q, r = residuals
         push = over_matrices(lambda q, r, da: partial_qr.pushforward(q, r, None, da))
         if self.dependent == "hold":
@@ -149,21 +148,14 @@ class QR:
             a, r = residuals
             if r_bar is None:
                 return (self.mirror.q(jnp.zeros_like(a)),)
-            pull = _where_dependent(_pull_r, self._pull_held_r)
+            pull = _where_dependent(_pull_r, functools.partial(pull_held_r, rule=self._applied))
             return (self.mirror.q(pull(a, r, r_bar)),)
         q, r = residuals
         q_bar = None if cotangents[0] is None else self.mirror.of(cotangents[0])
-        bars = tuple(x for x in (q_bar, r_bar) if x is not None)
-        present = (q_bar is not None, r_bar is not None)
-
-        def both(bars: Arrays) -> MaybeArrays:
-            given = iter(bars)
-            return tuple(next(given) if p else None for p in present)
-
-        pull = over_matrices(lambda q, r, *bars: partial_qr.pullback(q, r, None, *both(bars)))
+        pull = over_matrices(lambda q, r, *bars: partial_qr.pullback(q, r, None, *bars))
         if self.dependent == "hold":
-            pull = _where_dependent(pull, functools.partial(_pull_held, both))
-        return (self.mirror.q(pull(q, r, *bars)),)
+            pull = _where_dependent(pull, _pull_held)
+        return (self.mirror.q(pull(q, r, q_bar, r_bar)),)
 
     def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
         """The series of (q, r), or of (r,): of the factors in reduced mode."""
@@ -183,21 +175,10 @@ class QR:
         a = taylor.product(taylor.stacked(first), taylor.stacked(rs))
         return [(self.mirror.q(x),) for x in taylor.unstacked(a)], self._out(residuals[0])
 
-    # R alone, of what the mirror shows. Where columns depend on others, Q is applied by reflectors.
-
-    def _pull_held_r(self, a: Array, r: Array, r_bar: Array) -> Array:
-        factor = over_leading_axes(partial_qr.pullback_held_r)(r, r_bar, marks(r))
-        # Side by side with the reflectors, its steps would take memory as well.
-        a, factor = materialized((by_rows(a), by_rows(factor)))
-        return apply_q(a, r, factor, self._applied(adjoint=False))
-
-    def _push_held_r(self, a: Array, r: Array, da: Array) -> Array:
-        g = apply_q(a, r, da, self._applied(adjoint=True))[..., : r.shape[-2], :]
-        dr: Array = over_leading_axes(partial_qr.pushforward_held_r)(g, r, marks(r))
-        return dr
-
-    def _applied(self, adjoint: bool) -> Applied:
-        return Applied(adjoint, self.method, self.forward_mode, self.caller)
+    @property
+    def _applied(self) -> Applied:
+        """What applies the Q of R alone."""
+        return Applied(False, self.method, self.forward_mode, self.caller)
 
     def _out(self, factors: Arrays) -> Arrays:
         *q, r = factors
@@ -220,11 +201,8 @@ def _push_held(q: Array, r: Array, da: Array) -> Any:
     return over_leading_axes(partial_qr.pushforward_held)(q, r, marks(r), da)
 
 
-def _pull_held(both: Callable[[Arrays], MaybeArrays], q: Array, r: Array, *bars: Array) -> Any:
-    def pull(q: Array, r: Array, marks: Array, *bars: Array) -> Array:
-        return partial_qr.pullback_held(q, r, marks, *both(bars))
-
-    return over_leading_axes(pull)(q, r, marks(r), *bars)
+def _pull_held(q: Array, r: Array, *bars: Array) -> Any:
+    return over_leading_axes(partial_qr.pullback_held)(q, r, marks(r), *bars)
 
 
 def _where_dependent(usual: Callable[..., Any], held: Callable[..., Any]) -> Callable[..., Any]:

@@ -127,6 +127,38 @@ def test_batches():
     assert_close([x[0] for x in both], grad(a[0], c[0]), 1e-13)
 
 
+@pytest.mark.parametrize("shape", [(128, 6, 4), (200, 200)], ids=str)
+def test_the_product_has_the_q_of_r(shape):
+    """Where columns depend on others, rounding chooses Q: whatever chooses the algorithm."""
+    a = gaussian(shape)
+    n = shape[-1]
+    a[..., n // 2 : 3 * n // 4] = 3 * a[..., : n // 4]
+    a, eye = jnp.asarray(a), jnp.eye(n)
+
+    def both(a, c=eye, forward_mode=False):
+        c = c.reshape(*(1,) * (a.ndim - c.ndim), *c.shape)
+        return jaxqr.qr_multiply(a, c, forward_mode=forward_mode)
+
+    def of_halves(a):
+        halves, r = jax.vmap(lambda c: both(a, c))(jnp.stack(jnp.split(eye, 2, axis=1)))
+        return jnp.concatenate(halves, axis=-1), r[0]
+
+    over = jax.vmap if a.ndim == 3 else lambda f: f
+    ways = {
+        "as it is": both,
+        "vmap": over(both),
+        "vjp": lambda a: jax.vjp(over(both), a)[0],
+        "jvp": lambda a: jax.jvp(functools.partial(both, forward_mode=True), (a,), (a,))[0],
+        "vjp of c": lambda a: over(lambda a: jax.vjp(lambda c: both(a, c), eye)[0])(a),
+    }
+    if a.ndim == 3:
+        ways["c in parts"] = jax.vmap(of_halves)
+        ways["one a"] = lambda a: both(a[0], jnp.broadcast_to(eye, a.shape[:1] + eye.shape))
+    for way, f in ways.items():
+        q, r = jax.jit(f)(a)
+        assert_close(q @ r, a if way != "one a" else jnp.broadcast_to(a[0], a.shape), 1e-13)
+
+
 @pytest.mark.parametrize("forward_mode", [False, True])
 def test_shard_map(forward_mode):
     """A batch of one argument over the devices, and the other the same on all, in turn."""

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxqr._forward import batched, cholesky, householder, panels, wide
+from jaxqr._forward.householder import real_diagonal
+from jaxqr._linalg import reflectors
 from jaxqr._linalg.algebra import diagonal
-from jaxqr._linalg.batching import batch_aware, over_matrices, smaller, suits
+from jaxqr._linalg.batching import batch_aware, over_columns, over_matrices, suits
 from jaxqr._linalg.crossovers import MOST_UNROLLED, Crossovers
-from jaxqr._linalg.reflectors import Reflectors, adjoint_times, times
+from jaxqr._linalg.phases import with_positive_diagonal
+from jaxqr._linalg.reflectors import Reflectors
 from jaxqr._linalg.tuning import by_platform
 
 # What ``method`` may be. "auto" takes only what has the orthogonality of Householder's, and on
@@ -53,54 +56,75 @@ def _best(c: Crossovers, a: Array, mode: str, method: str) -> str:
     return "wide" if wide.suits(c, a, mode) else "householder"
 
 
-def q_times(a: Array, r: Array, c: Array, method: str) -> Array:
-    """Q C for the square Q that belongs to r = qr(a, "r", method), by its reflectors.
+ReflectorsOf = Callable[[Array], tuple[Array, Reflectors]]
+"""R (..., k, n), its diagonal as the algorithm leaves it, and the reflectors of Q."""
 
-    r is (..., k, n), c (..., m, p), or fewer rows of C, below which it is zero.
+
+def multiply(
+    a: Array, c: Array, method: str, *, adjoint: bool, positive_diagonal: bool
+) -> tuple[Array, Array]:
+    """Q C and R, or Q^H C and R, for the square Q of a (..., m, n) and c (..., m, p).
+
+    Of C in Q C there may be fewer rows, below which it is zero.
     """
 
-    def apply(q: Reflectors, phases: Array, c: Array) -> Array:
-        return times(q, jnp.conj(phases) * c)
+    def by(reflectors_of: ReflectorsOf) -> Callable[..., Any]:
+        def multiplied(a: Array, c: Array) -> tuple[Array, Array]:
+            r0, q = reflectors_of(a)
+            (r,) = with_positive_diagonal(r0) if positive_diagonal else real_diagonal(r0)
+            return _times(q, r0, r, c, adjoint), r
 
-    return _by_reflectors(apply, a, r, c, method)
+        return multiplied
+
+    product, r = batch_aware(_by_reflectors(by, method))(a, c)
+    return product, r
 
 
-def q_adjoint_times(a: Array, r: Array, b: Array, method: str) -> Array:
-    """Q^H B likewise."""
+def times(a: Array, r: Array, c: Array, method: str, *, adjoint: bool) -> Array:
+    """Q C or Q^H C likewise, for the Q that belongs to r = qr(a, "r", method)."""
 
-    def apply(q: Reflectors, phases: Array, b: Array) -> Array:
-        return phases * adjoint_times(q, b)
+    def by(reflectors_of: ReflectorsOf) -> Callable[..., Any]:
+        def multiplied(a: Array, r: Array, c: Array) -> Array:
+            r0, q = reflectors_of(a)
+            return _times(q, r0, r, c, adjoint)
 
-    return _by_reflectors(apply, a, r, b, method)
+        return multiplied
+
+    product: Array = over_columns(batch_aware(_by_reflectors(by, method)))(a, r, c)
+    return product
 
 
 def _by_reflectors(
-    apply: Callable[[Reflectors, Array, Array], Array], a: Array, r: Array, x: Array, method: str
-) -> Array:
-    def by(reflectors_of: Callable[[Array], tuple[Array, Reflectors]]) -> Callable[..., Array]:
-        def applied(a: Array, r: Array, x: Array) -> Any:
-            r0, q = reflectors_of(a)
-            return over_matrices(apply)(q, _phases(r, r0, x.shape[-2]), x)
+    by: Callable[[ReflectorsOf], Callable[..., Any]], method: str
+) -> Callable[..., Any]:
+    """A function whose first argument is A, by the reflectors that this method makes of it."""
+    by_householder = by(householder.reflectors_of)
+    ways = {
+        "batched": by(batched.reflectors_of),
+        "panels": by(panels.reflectors_of),
+        "wide": by(wide.reflectors_of),
+    }
 
-        return applied
+    def chosen(a: Array, *others: Array) -> Any:
+        def best(c: Crossovers) -> Callable[..., Any]:
+            return ways.get(_best(c, a, "r", method), by_householder)
 
-    by_householder, by_batch = by(householder.reflectors_of), by(batched.reflectors_of)
-    by_panels = by(panels.reflectors_of)
-    k = smaller(*a.shape[-2:])
+        if method in ("auto", BEFORE_PRODUCTS):
+            return by_platform(best, by_householder, a, *others)
+        return ways.get(method, by_householder)(a, *others)
 
-    def of_leading(a: Array, r: Array, x: Array) -> Array:
-        return by_householder(a[..., :k], r[..., :k], x)
+    return chosen
 
-    if method == "batched":
-        return by_batch(a, r, x)
-    if method not in ("auto", BEFORE_PRODUCTS):
-        return by_householder(a, r, x)
 
-    def best(c: Crossovers) -> Callable[..., Array]:
-        ways = {"batched": by_batch, "panels": by_panels, "wide": of_leading}
-        return ways.get(_best(c, a, "r", method), by_householder)
+def _times(q: Reflectors, r0: Array, r: Array, c: Array, adjoint: bool) -> Array:
+    """Q C or Q^H C for the Q that belongs to r, and by its phases differs from r0's, here q."""
 
-    out: Array = by_platform(best, by_householder, a, r, x)
+    def product(q: Reflectors, phases: Array, c: Array) -> Array:
+        if adjoint:
+            return phases * reflectors.adjoint_times(q, c)
+        return reflectors.times(q, jnp.conj(phases) * c)
+
+    out: Array = over_matrices(product)(q, _phases(r, r0, c.shape[-2]), c)
     return out
 
 

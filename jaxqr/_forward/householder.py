@@ -8,10 +8,11 @@ from jax import Array, lax
 from jax.lax.linalg import householder_product
 from jax.numpy.linalg import qr as jax_qr
 
+from jaxqr._linalg import reflectors
 from jaxqr._linalg.batching import are_known, over_matrices
 from jaxqr._linalg.layouts import by_rows
 from jaxqr._linalg.phases import with_positive_diagonal
-from jaxqr._linalg.reflectors import Reflectors, adjoint_times
+from jaxqr._linalg.reflectors import Reflectors
 from jaxqr._linalg.scaling import divided, units_at_the_ends
 
 _MOST_PAGES = 2000
@@ -88,9 +89,14 @@ def reflectors_of(a: Array) -> tuple[Array, Reflectors]:
 def triangle_and_product(a: Array, b: Array) -> tuple[Array, Array]:
     """U and the first n rows of Q^H B without Q, for a (..., m, n), m >= n, and b (..., m, p)."""
     u, q = reflectors_of(a)
+    return u, adjoint_times(q, b)[..., : u.shape[-2], :]
+
+
+def adjoint_times(q: Reflectors, b: Array) -> Array:
+    """Q^H B for b (..., m, p), in units of its columns where they are near the ends."""
     units = units_at_the_ends(b)
-    product = over_matrices(adjoint_times)(q, divided(b, units))
-    return u, product[..., : u.shape[-2], :] * units
+    product: Array = over_matrices(reflectors.adjoint_times)(q, divided(b, units))
+    return product * units
 
 
 def real_diagonal(*factors: Array) -> tuple[Array, ...]:

@@ -13,6 +13,7 @@ from jaxqr._forward import householder
 from jaxqr._linalg.batching import are_known
 from jaxqr._linalg.crossovers import ASLEEP, Crossovers
 from jaxqr._linalg.products import adjoint_of_factor, matmul
+from jaxqr._linalg.reflectors import Reflectors
 
 _FEW = 512  # elements: LAPACK's calls take a few microseconds, and products as many
 
@@ -33,7 +34,13 @@ def qr(a: Array, mode: str, of_leading: Callable[..., tuple[Array, ...]]) -> tup
     m = a.shape[-2]
     x, y = a[..., :m], a[..., m:]
     if mode == "r":
-        u, v = householder.triangle_and_product(x, y)
-        return (jnp.concatenate([u, v], axis=-1),)
+        return (reflectors_of(a)[0],)
     q, u = of_leading(x, "reduced")
     return q, jnp.concatenate([u, matmul(adjoint_of_factor(q, y), y)], axis=-1)
+
+
+def reflectors_of(a: Array) -> tuple[Array, Reflectors]:
+    """R and the reflectors likewise."""
+    m = a.shape[-2]
+    u, q = householder.reflectors_of(a[..., :m])
+    return jnp.concatenate([u, householder.adjoint_times(q, a[..., m:])], axis=-1), q
