@@ -497,9 +497,10 @@ def derive(solved: Solved, forward_mode: bool) -> tuple[Array, Array, Array]:
 def linear_solution(system: System, f: Array | None, g: Array | None) -> tuple[Array, Array, Array]:
     """(r, x, x / d) in forward mode: the tangent map at nothing, linear in f and g.
 
-    As such ``jax.linear_transpose`` takes it. Its derivative in A is that of the tangent map.
+    As such ``jax.linear_transpose`` takes it. Its derivative in A is that of the tangent map. One
+    of f and g is None.
     """
-    given = Solved(system, f, g, *jax.eval_shape(_solution, system, f, g))
+    like = Solved(system, f, g, *jax.eval_shape(_solution, system, f, g))
 
     def zero(x: Any) -> Array:
         # By vmap over A: sharded as the batch is.
@@ -507,20 +508,13 @@ def linear_solution(system: System, f: Array | None, g: Array | None) -> tuple[A
         zeros: Array = of_matrix(system.a)
         return zeros
 
-    at = given._replace(
-        **{name: jax.tree.map(zero, getattr(given, name)) for name in ("f", "g", "r", "x")}
-    )
+    at = Solved(system, *jax.tree.map(zero, like[1:]))
     structure: Any = jax.tree.structure(at)
-    leaves = jax.tree.leaves(at)
-    constants = jax.tree.map(lambda _: None, at)
-    varying = varying_alike([*leaves, *(x for x in (f, g) if x is not None)])
-    tangents = iter(varying[len(leaves) :])
-    dots = constants._replace(
-        **{name: next(tangents) for name, x in (("f", f), ("g", g)) if x is not None}
-    )
+    given = {name: x for name, x in (("f", f), ("g", g)) if x is not None}
+    *leaves, dot = varying_alike([*jax.tree.leaves(at), *given.values()])
+    dots = jax.tree.map(lambda _: None, at)._replace(**dict.fromkeys(given, dot))
     rule = Solution(structure, True)
-    dots = tuple(structure.flatten_up_to(dots))
-    r, x, unmeasured = linear(rule, tuple(varying[: len(leaves)]), dots)
+    r, x, unmeasured = linear(rule, tuple(leaves), tuple(structure.flatten_up_to(dots)))
     return r, x, unmeasured
 
 

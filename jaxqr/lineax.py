@@ -35,6 +35,7 @@ from jaxqr._forward.least_squares import factor, factor_for_few_products
 from jaxqr._linalg.augmented import Root, solve_augmented
 from jaxqr._linalg.dependence import ROUNDING
 from jaxqr._linalg.products import adjoint
+from jaxqr._linalg.scaling import divided
 
 __all__ = ["QR", "PivotedQR"]
 
@@ -58,10 +59,10 @@ class _Solver(lx.AbstractLinearSolver):
         """A^+ applied to a vector (a pytree), lineax's result code, and what else is known."""
         b = ravel_vector(vector, state.structures)[:, None].astype(state.d.dtype)
         if state.of_adjoint.value:  # with f = 0, the augmented system's r is the shortest solution
-            x, _ = solve_augmented(state.root, state.q, None, b / state.d)
+            x, _ = solve_augmented(state.root, state.q, None, divided(b, state.d))
         else:
             _, x = solve_augmented(state.root, state.q, b, None)
-            x = x / state.d
+            x = divided(x, state.d)
         return unravel_solution(x[:, 0], state.structures), lx.RESULTS.successful, self._also(state)
 
     def _also(self, state: Factored) -> dict[str, Any]:

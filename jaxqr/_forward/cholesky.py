@@ -119,6 +119,7 @@ def pivoted_qr(a: Array, mode: str, all_pivots: Callable[[Array], Arrays]) -> Ar
 
 
 def _chosen(sound: Array, usual: Callable[..., Arrays], careful: Any, *args: Any) -> Arrays:
+    """USUAL of args, but ``careful`` if a matrix is not sound."""
     out: Arrays = lax.cond(jnp.all(sound), usual, careful, *args)
     return out
 
@@ -155,8 +156,7 @@ def _mixed(
         others = by_householder(a, *b)
         return tuple(jnp.where(each, x, y) for x, y in zip(factors, others, strict=True))
 
-    out: Arrays = lax.cond(jnp.all(sound), lambda factors, *_: factors, mixed, factors, a, *b)
-    return out
+    return _chosen(sound, lambda factors, *_: factors, mixed, factors, a, *b)
 
 
 def _two_passes_carefully(by_householder: Callable[..., Arrays], a: Array) -> Arrays:
@@ -213,13 +213,12 @@ def _without_q(by_householder: Callable[..., Arrays], a: Array, *b: Array) -> Ar
     if a.shape[-1] > LONE:
         return _mixed(by_householder, *_in_the_same_loop(by_blocks, a, *b), a, *b)
     sound, *out = by_blocks(a, *b)
-    chosen: Arrays = lax.cond(
-        jnp.all(sound),
-        lambda out, a, b: tuple(out),
-        lambda out, a, b: _carefully(by_blocks, by_householder, a, *b),
-        *(out, a, b),
+    return _chosen(
+        sound,
+        lambda out, *_: tuple(out),
+        lambda _, a, *b: _carefully(by_blocks, by_householder, a, *b),
+        *(out, a, *b),
     )
-    return chosen
 
 
 def _in_the_same_loop(

@@ -95,6 +95,11 @@ def above_zeros(x: Array, rows: int) -> Array:
     return jnp.pad(x, [(0, rows), *[(0, 0)] * (x.ndim - 1)])
 
 
+def times_i(x: Array) -> Array:
+    """I x, for real x."""
+    return lax.complex(jnp.zeros_like(x), x)
+
+
 def select(mask: Array, x: Array | float, y: Array | float) -> Array:
     """Elements of x or y (m, n[, batch]) as a mask (m, n) has it."""
     ndim = max(jnp.ndim(x), jnp.ndim(y))

@@ -12,8 +12,7 @@ LAYOUT_IS_SHARDED = jax.__version_info__ >= (0, 11)
 
 def by_rows(x: Array) -> Array:
     """X, in memory by rows: else XLA may keep a transpose for a view, and read it slowly."""
-    if LAYOUT_IS_SHARDED:
-        (x,) = laid_out(x)
+    (x,) = laid_out(x)
     in_memory: Array = lax.optimization_barrier(x)
     return in_memory
 
@@ -26,4 +25,4 @@ def _as_it_is(x: Array) -> list[Array]:
     return [x]
 
 
-laid_out = unless_exported(_by_rows, _as_it_is)
+laid_out = unless_exported(_by_rows, _as_it_is) if LAYOUT_IS_SHARDED else _as_it_is

@@ -1,7 +1,6 @@
 """Products and triangular solves of matrices (..., rows, columns), in one precision."""
 
 from collections.abc import Callable
-from functools import partial
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -21,17 +20,21 @@ def adjoint(x: Array) -> Array:
     return jnp.conj(x.mT)
 
 
-def matmul(x: Array, y: Array) -> Array:
+def _product(x: Array, y: Array) -> Array:
     """X Y at full precision: GPUs and TPUs would round float32 to fewer bits by default."""
-    product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    return jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
+
+
+def matmul(x: Array, y: Array) -> Array:
+    """X Y, of large complex x and y by real products."""
     if not jnp.iscomplexobj(x) or not are_known(*x.shape[-2:], y.shape[-1]):
-        return product(x, y)
+        return _product(x, y)
 
     def best(c: Crossovers) -> Callable[..., Array]:
         least = min(*x.shape[-2:], y.shape[-1])
-        return _by_real_products if least >= c.least_complex_product else product
+        return _by_real_products if least >= c.least_complex_product else _product
 
-    out: Array = by_platform(best, product, x, y)
+    out: Array = by_platform(best, _product, x, y)
     return out
 
 
@@ -75,8 +78,8 @@ def project(q: Array, x: Array) -> Array:
 def _by_real_products(x: Array, y: Array) -> Array:
     """X Y for complex x and y by four real products, which XLA has faster ones of."""
     return lax.complex(
-        x.real @ y.real - x.imag @ y.imag,
-        x.real @ y.imag + x.imag @ y.real,
+        _product(x.real, y.real) - _product(x.imag, y.imag),
+        _product(x.real, y.imag) + _product(x.imag, y.real),
     )
 
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxqr._linalg.algebra import times_i
 from jaxqr._rules.least_squares import Operators, Solved, System, taylor
 from jaxqr._rules.taylor import coefficient, from_first
 
@@ -41,11 +42,6 @@ def pullback(
     if sign_bar is not None and turns(system):
         weight = weight - times_i((jnp.conj(sign_bar) * sign).imag)
     return weight[..., None, None] * b
-
-
-def times_i(x: Array) -> Array:
-    """I x, for real x."""
-    return lax.complex(jnp.zeros_like(x), x)
 
 
 def pushforward(apply: Operators, system: System, sign: Array, da: Array) -> Parts:

@@ -181,7 +181,7 @@ def taylor(apply: Operators, solved: Solved, terms: Solved) -> tuple[Array, Arra
     orders, n = a.shape[0], a.shape[-1]
     wide, tall = (_joined(a[1:], axis) for axis in (-1, -2))
     units = jnp.broadcast_to(unit, (*solved.x.shape[:-2], n, 1))
-    units = jnp.concatenate([units] * (orders - 1), axis=-2) if orders > 1 else units
+    units = jnp.concatenate([units] * (orders - 1), axis=-2)
 
     def step(d: Array, solution: tuple[Array, Array]) -> tuple[Array, Array]:
         rs, xs = solution

@@ -20,7 +20,7 @@ A cotangent that is None is zero, and costs nothing.
 """
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jaxqr._linalg.algebra import (
     above_diagonal,
@@ -32,6 +32,7 @@ from jaxqr._linalg.algebra import (
     matmul,
     on_diagonal,
     select,
+    times_i,
 )
 from jaxqr._linalg.batching import smaller
 from jaxqr._linalg.blocked import (
@@ -209,6 +210,14 @@ def _without(u: Array, dependent: Array) -> tuple[Inverted, Array]:
     return Inverted.of(u * keep * keep.mT + jnp.diag(dependent[0])), keep
 
 
+def _lower(x: Array) -> Array:
+    """The strictly lower triangle of x (m, k), with half of the diagonal's imaginary part."""
+    low = jnp.tril(x, -1)
+    if not jnp.iscomplexobj(x):
+        return low
+    return low + jnp.tril(jnp.triu(times_i(x.imag / 2)))
+
+
 def pullback_held_r(r: Array, r_bar: Array, dependent: Array) -> Array:
     """F (k, n) with A-bar = Q F, from the cotangent of R alone: dependent columns do not turn Q."""
     return _held(None, r, None, r_bar, dependent)
@@ -224,10 +233,7 @@ def _held(
         m = matmul(r[:k], adjoint(r_bar[:k]))
     if q is not None and q_bar is not None:
         m = m - adjoint_matmul(q_bar, q)
-    n = jnp.tril(m - adjoint(m), -1)
-    if jnp.iscomplexobj(m):
-        n = select(on_diagonal(m), lax.complex(jnp.zeros_like(m.real), m.imag), n)
-    of_x = u.adjoint_right(n * keep)
+    of_x = u.adjoint_right(_lower(m - adjoint(m)) * keep)
     factor = jnp.pad(of_x, [(0, 0), (0, r.shape[1] - k)])
     return factor if r_bar is None else factor + r_bar[:k]
 
@@ -251,12 +257,8 @@ def pullback_held(
 
 def _turning(g: Array, u: Inverted, keep: Array) -> Array:
     """S = Q^H dQ from the first k columns of G = Q^H dA."""
-    c = u.right(g[:, : keep.shape[1]]) * keep
-    low = jnp.tril(c, -1)
-    s = low - adjoint(low)
-    if not jnp.iscomplexobj(c):
-        return s
-    return s + select(on_diagonal(c), lax.complex(jnp.zeros_like(c.real), c.imag), 0)
+    low = _lower(u.right(g[:, : keep.shape[1]]) * keep)
+    return low - adjoint(low)
 
 
 # Q applied, not formed: its rows and columns beyond the k-th do not turn among themselves either.
@@ -279,15 +281,6 @@ def pullback_turned(r: Array, dependent: Array, c: Array, omega_c_bar: Array) ->
     omega_bar = matmul(omega_c_bar, adjoint(c[:k])) - matmul(c, adjoint(omega_c_bar[:k]))
     g_bar = u.adjoint_right(_lower(omega_bar) * keep)
     return jnp.pad(g_bar, [(0, 0), (0, r.shape[1] - k)])
-
-
-def _lower(x: Array) -> Array:
-    """The strictly lower triangle of x (m, k), with half of the diagonal's imaginary part."""
-    low = jnp.tril(x, -1)
-    if not jnp.iscomplexobj(x):
-        return low
-    half = lax.complex(jnp.zeros_like(x.real), x.imag / 2)
-    return low + jnp.tril(jnp.triu(half))
 
 
 def pushforward_held_r(g: Array, r: Array, dependent: Array) -> Array:

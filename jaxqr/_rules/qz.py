@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxqr._linalg.algebra import times_i
 from jaxqr._linalg.products import adjoint, matmul
 from jaxqr._linalg.scaling import magnitudes, unit
 
@@ -58,7 +59,7 @@ def pushforward(factors: Factors, da: Array, db: Array) -> Factors:
     # Omega + i diag(half) and Theta - i diag(half) make the diagonal of dT real.
     sizes = jnp.abs(_diagonal(f)) + _sizes((omega, t), (t, theta))
     half = _over_diagonal(_diagonal(dt).imag, t, sizes) / 2
-    turn = lax.complex(jnp.zeros_like(half), half)
+    turn = times_i(half)
     turns = turn[:, None] + turn[None, :]
     return Factors(
         jnp.triu(ds - turns * s) * s_unit,
@@ -85,7 +86,7 @@ def pullback(factors: Factors, bars: Factors) -> Pair:
     p, n, sizes = _turned(factors, bars)
 
     gamma = _over_diagonal(_diagonal(p - n).imag, t, sizes) / 2
-    turn = lax.complex(jnp.zeros_like(gamma), gamma)
+    turn = times_i(gamma)
     t_bar = t_bar + jnp.diag(turn)
     p = p - turn[:, None] * adjoint(t)
     n = n + adjoint(t) * turn[None, :]
