@@ -1,7 +1,7 @@
 """Turns a forward computation and its pair of derivative rules into a differentiable function.
 
-The only file that knows JAX's machinery, but for what :mod:`jaxqr._linalg.exporting` needs of it.
-There are two wirings of the same rules:
+Here, and in :mod:`jaxqr._linalg.exporting`, are the primitives with their rules for JAX's
+interpreters. There are two wirings of the same rules:
 
 * :func:`reverse_mode` makes a ``jax.custom_vjp``: the pullback, and nothing but the pullback.
 * :func:`forward_mode` makes a ``jax.custom_jvp`` whose tangent map is one linear primitive, the
@@ -514,10 +514,6 @@ batching.primitive_batchers[columns_p] = _batch_columns
 
 def _expanded(args: list[Arrays], *, rule: Any, wire: Wiring) -> list[Arrays]:
     """The series of the outputs from that of the arguments."""
-    if isinstance(rule, _Batched):
-        inner = functools.partial(_expanded, rule=rule.rule, wire=wire)
-        out: list[Arrays] = jax.vmap(inner, in_axes=([rule.axes] * len(args),))(args)
-        return out
     if not hasattr(rule, "taylor"):
         raise NotImplementedError(f"{rule.caller} {NO_TAYLOR}")
     series: list[Arrays] = rule.taylor(args, wire)
@@ -577,11 +573,6 @@ def _pulled_series(
     Of F along a(t), the coefficient F_{K-i} depends on a_{K-d} as F_{d-i} does on a_0. So the
     pullback of (F_0, ..., F_K) to (a_0, ..., a_K) is, both in reverse, the series of the pullback.
     """
-    if isinstance(rule, _Batched):
-        axes = (*rule.axes, *(0,) * sum(present))
-        inner = functools.partial(_pulled_series, rule=rule.rule, present=present, moving=moving)
-        out: list[Arrays] = jax.vmap(inner, in_axes=([axes] * len(operands),))(operands)
-        return out
     residuals, bars = zip(*(_unpack(term, present) for term in operands), strict=True)
     outputs, args = _along(rule, list(residuals))
     series, pull = jax.vjp(outputs, args)
@@ -591,11 +582,6 @@ def _pulled_series(
 
 def _pushed_series(operands: list[Arrays], *, rule: Any, present: tuple[bool, ...]) -> list[Arrays]:
     """The series of the pushforward: the tangent of the series of the outputs."""
-    if isinstance(rule, _Batched):
-        axes = (*rule.axes, *(0,) * sum(present))
-        inner = functools.partial(_pushed_series, rule=rule.rule, present=present)
-        out: list[Arrays] = jax.vmap(inner, in_axes=([axes] * len(operands),))(operands)
-        return out
     residuals, dots = zip(*(_unpack(term, present) for term in operands), strict=True)
     outputs, args = _along(rule, list(residuals))
     tangents = [_or_zero(*pair) for pair in zip(dots, args, strict=True)]
@@ -609,11 +595,24 @@ def _series_of_traced(primals_in: Any, series_in: Any, **params: Any) -> Any:
 
 
 def _jet_rule(series_of: Callable[..., list[Arrays]]) -> Callable[..., Any]:
+    """JAX's rule, of a function from a rule and the series of the operands to that of outputs."""
+
+    def mapped(operands: list[Arrays], *, rule: Any, **params: Any) -> list[Arrays]:
+        if not isinstance(rule, _Batched):
+            return series_of(operands, rule=rule, **params)
+
+        def of_each(operands: list[Arrays]) -> list[Arrays]:
+            return mapped(operands, rule=rule.rule, **params)
+
+        axes = (*rule.axes, *(0,) * sum(params.get("present", ())))
+        out: list[Arrays] = jax.vmap(of_each, in_axes=([axes] * len(operands),))(operands)
+        return out
+
     def of_operands(
         primals: Any, terms: Any, *, traced: Any = None, forward: bool = False, **params: Any
     ) -> Any:
         operands = [tuple(primals), *zip(*terms, strict=True)]
-        outputs, *rest = series_of(operands, **params)
+        outputs, *rest = mapped(operands, **params)
         series = [list(x) for x in zip(*rest, strict=True)]
         constant = [jet.zero_series] * (len(outputs) - len(series))
         return list(outputs), [*series, *constant]
