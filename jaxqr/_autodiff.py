@@ -620,7 +620,13 @@ def _jet_rule(series_of: Callable[..., list[Arrays]]) -> Callable[..., Any]:
     return of_operands
 
 
+def _series_of_constant(primals_in: Any, series_in: Any, **params: Any) -> Any:
+    outputs = constant_p.bind(*primals_in, **params)
+    return outputs, [jet.zero_series] * len(outputs)
+
+
 jet.deflinear(watched_p)
+jet.jet_rules[constant_p] = _series_of_constant
 jet.jet_rules[function_p] = _jet_rule(
     functools.partial(_expanded, wire=functools.partial(differentiated, forward=True))
 )

@@ -230,7 +230,7 @@ def lstsq(
         full=full,
     )
     if lost is not None:
-        found, matrix, at = lost
+        found, matrix, at = constant(tuple, lost)  # jit may have made series of zeros for them
         line = "row" if a.shape[-2] < a.shape[-1] else "column"
         hint = " rcond finds the rank of such a matrix."
         require_rank("lstsq", line, a, found, matrix, at, hint)
@@ -390,7 +390,7 @@ def _solve_columns(
         finite = jnp.where(infinite, 1, ridge)
         r, x, system = _solved(a, b, finite, rcond, forward_mode)
         r, x = jnp.where(infinite, b, r), jnp.where(infinite, 0 * x, x)
-    lost = first_dependent(_triangle(system)) if check_rank else None
+    lost = constant(first_dependent, _triangle(system)) if check_rank else None
     if not full:
         return (x, None), (None, None, lost)
     covariance = _covariance(system, forward_mode)
@@ -451,7 +451,7 @@ def _rank(system: System) -> Array:
     """The rank (...,) that was found, or the number of independent columns."""
     if system.rcond is not None:
         return rank(system.root)[..., 0, 0].astype(jnp.int32)
-    dependent = dependent_columns(_triangle(system))
+    dependent = constant(dependent_columns, _triangle(system))
     independent: Array = jnp.sum(~dependent, axis=-1, dtype=jnp.int32)
     return independent
 

@@ -23,7 +23,14 @@ from jaxqr._arguments import (
     require_rank,
     result_dtype,
 )
-from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, differentiated, varying_alike
+from jaxqr._autodiff import (
+    Arrays,
+    MaybeArrays,
+    Wiring,
+    constant,
+    differentiated,
+    varying_alike,
+)
 from jaxqr._forward import pivoting
 from jaxqr._forward.pivoting import take_columns
 from jaxqr._linalg.batching import over_leading_axes, over_matrices, smaller
@@ -250,10 +257,15 @@ def pivoted_qr(
         method=method,
     )
     if check_rank:
-        lost, matrix, pivot = first_lost_rank(r)
-        column = p.reshape(-1, p.shape[-1])[matrix, pivot] if p.size else pivot
-        require_rank("pivoted_qr", "column", a, lost, matrix, column)
+        require_rank("pivoted_qr", "column", a, *constant(_first_lost_column, r, p))
     return (*q, r, p)
+
+
+def _first_lost_column(r: Array, p: Array) -> tuple[Array, Array, Array]:
+    """As ``first_lost_rank``, the column by its number in A."""
+    lost, matrix, pivot = first_lost_rank(r)
+    column = p.reshape(-1, p.shape[-1])[matrix, pivot] if p.size else pivot
+    return lost, matrix, column
 
 
 def _rank(given: Any, mode: str, a: Array) -> int:

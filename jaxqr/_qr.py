@@ -31,7 +31,7 @@ from jaxqr._arguments import (
     require_rank,
     result_dtype,
 )
-from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, differentiated
+from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, constant, differentiated
 from jaxqr._forward import METHODS
 from jaxqr._linalg.batching import over_leading_axes, over_matrices, smaller, unless_any
 from jaxqr._linalg.dependence import dependent_columns, marks
@@ -326,7 +326,8 @@ def _check_modes(mirror: Mirror[Any], a: Array, mode: str, method: str) -> None:
 
 
 def _check_rank(mirror: Mirror[Any], a: Array, triangle: Array) -> None:
-    lost, matrix, at = first_lost_rank(mirror.r(triangle))  # the mirror image of the mirror image
+    r = mirror.r(triangle)  # the mirror image of the mirror image
+    lost, matrix, at = constant(first_lost_rank, r)
     last = a.shape[-1 - mirror.transposed] - 1
     at = last - at if mirror.reversed else at
     hint = " jaxqr.pivoted_qr takes them in an order of its own."

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import checkify
 from jax.experimental.jet import jet
 from numerics import (
     FACTORIZATIONS,
@@ -271,6 +272,65 @@ def test_random_pivots():
     assert_close([*q, *r], [*q1, *r1], 1e-12)
     gradient = jet(jax.grad(lambda a: jnp.sum(f(a)[1] ** 4)), (a,), (terms,))[1]
     assert all(np.isfinite(x).all() and norm(x) > 0 for x in gradient)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [((5, 3), {}), ((2, 3, 5), {"forward_mode": True}), ((3, 3), {"ridge": 0.5})],
+    ids=str,
+)
+def test_all_of_least_squares(shape, options):
+    """The sum of squares is that of b - A x; the rank does not move, and has no say in the rest."""
+    a, terms = jnp.asarray(matrix(shape, cond=4)), curve(shape, "float64", 2)
+    b = jnp.asarray(gaussian((*shape[:-1], 2)))
+    b_terms = curve(b.shape, "float64", 2, seed=9)
+
+    @jax.jit
+    def of(a, b, terms, b_terms):
+        def alone(a, b):
+            x = jaxqr.lstsq(a, b, **options)
+            return x, jnp.sum((b - a @ x) ** 2, axis=-2)
+
+        given = {"primals": (a, b), "series": (terms, b_terms), "factorial_scaled": False}
+        full = jet(lambda a, b: tuple(jaxqr.lstsq(a, b, full=True, **options)), **given)
+        of_grad = jet(
+            jax.grad(lambda a: jnp.sum(jaxqr.lstsq(a, b, full=True, **options).rss)), (a,), (terms,)
+        )
+        expected = jet(alone, **given)
+        return full, expected, of_grad
+
+    (full, rest), (expected, expected_rest), of_grad = jax.device_get(of(a, b, terms, b_terms))
+    assert np.array_equal(full[2], np.full(shape[:-2], min(shape[-2:])))
+    for i in range(2):
+        found, wanted = [full[i], *rest[i]], [expected[i], *expected_rest[i]]
+        assert_series(found, wanted, 1e3 * tolerance("float64", shape))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((rest, of_grad)))
+
+
+def test_rank_is_checked_on_the_way():
+    a, terms = jnp.asarray(matrix((4, 3))), curve((4, 3), "float64", 2)
+    functions = {
+        "qr": lambda a, **checks: jaxqr.qr(a, **checks),
+        "pivoted_qr": lambda a, **checks: jaxqr.pivoted_qr(a, **checks)[:2],
+        "lstsq": lambda a, **checks: jaxqr.lstsq(a, a, **checks),
+    }
+
+    @jax.jit
+    def of(a):
+        def series(f):
+            return jet(f, (a,), (terms,))[1]
+
+        def checked(f):
+            return checkify.checkify(lambda: series(lambda a: f(a, check_rank=True)))()
+
+        return {name: (series(f), checked(f)) for name, f in functions.items()}
+
+    for expected, (error, found) in of(a).values():
+        assert error.get() is None
+        assert_close(jax.tree.leaves(found), jax.tree.leaves(expected), 1e-12)
+    dependent = a.at[:, 2].set(a[:, 0])
+    for name, (_, (error, _)) in of(dependent).items():
+        assert f"{name} expects a to have full rank" in error.get()
 
 
 def test_what_has_no_series_is_refused():
