@@ -270,6 +270,13 @@ def test_small_and_extreme_matrices(tmp_path, run, a):
         assert factorization["jaxqr"]["residual"] < 1e-15
 
 
+@pytest.mark.parametrize(("dtype", "size"), [("float64", 1e307), ("float32", 1e37)])
+def test_right_gradients_near_the_largest_number(run, matrix, dtype, size):
+    status, printed, _ = run("--dtype", dtype, matrix("a", size * _real(6, 3)))
+    assert status == 0
+    assert all(f["jaxqr"]["gradient"] == "right" for f in printed["matrices"][0]["factorizations"])
+
+
 SIZES = [(t, s) for t in ("float64", "complex128") for s in (1e300, 1e-300)]
 SIZES += [("float64", 1.2e308), ("float32", 1e30), ("float32", 1e-30)]
 

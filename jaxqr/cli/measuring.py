@@ -235,10 +235,12 @@ def _trial(
     factors, columns = _read_off(case, run(), scale)
     errors = _factor_errors(_as_b(case, relative, columns), factors)
     w, z = weights = _weights(factors, find_differences(columns))
-    arguments = (weight.astype(a.dtype) for weight in _as_qr(case, (w, z / scale)))
+    # The loss is as far from one as the gradient, and neither as far as A: both are in range.
+    size = math.ldexp(1.0, math.frexp(scale)[1] // 2)
+    arguments = (x.astype(a.dtype) for x in _as_qr(case, (w * size, z * (size / scale))))
     run_gradient = functools.partial(_compiled_gradient(factorize), jnp.asarray(a), *arguments)
     (_, outputs), gradient = run_gradient()
-    found = _double(np.asarray(gradient)) * scale
+    found = _double(np.asarray(gradient)) * (scale / size)
     # It is that of the factors beside it: another program may round to other signs and pivots.
     factors, columns = _read_off(case, outputs, scale)
     differences = find_differences(columns)
