@@ -79,8 +79,15 @@ def as_array(caller: str, name: str, value: ArrayLike) -> Array:
             raise TypeError(
                 f"{expected} {kind}, which is sparse: {name}.{dense}() makes an array of it."
             )
+    if kind in ("list", "tuple") and any(map(np.ma.isMA, jax.tree.leaves(value))):
+        raise TypeError(
+            f"{expected} {kind} of masked arrays, whose masks would be lost: x.filled(...) of each "
+            "makes numbers of what is masked."
+        )
     try:
         return jnp.asarray(value)
+    except OverflowError as error:
+        raise TypeError(f"{expected} {kind}. {error}; np.asarray({name}, float) serves.") from error
     except (TypeError, ValueError) as error:
         raise TypeError(f"{expected} {kind}. {error}") from error
 
@@ -122,7 +129,10 @@ def level(
         expected = "positive" if positive else "a number, 0.0 for none"
         raise TypeError(f"{caller} expects {name} to be {expected}. Got None.")
     if isinstance(value, int) and not isinstance(value, bool):
-        value = math.inf if value > sys.float_info.max else float(value)
+        largest = math.inf if value > 0 else -math.inf
+        value = float(value) if abs(value) <= sys.float_info.max else largest
+    if isinstance(value, np.integer | np.ndarray) and value.dtype.kind in "iu":
+        value = value.astype(np.float64)  # JAX may have no more than 32 bits of it
     array = as_array(caller, name, value)
     if jnp.iscomplexobj(array):
         raise TypeError(f"{caller} expects {name} to be real. Got {array.dtype}.")

@@ -117,6 +117,32 @@ def test_what_is_no_array_of_numbers_is_told():
             jaxqr.lstsq(a, x)
 
 
+def test_lists_are_told_what_is_wrong_inside():
+    row = np.ma.masked_array([3.0, 1.0], mask=[True, False])
+    for rows in ([row, row], [[3.0, 1.0], (row[0], row[1])]):
+        with pytest.raises(TypeError, match=r"qr expects a .* Got list of masked.*filled"):
+            jaxqr.qr(rows)
+    message = r"lstsq expects b .* Got list\. .*np\.asarray\(b, float\) serves"
+    with pytest.raises(TypeError, match=message):
+        jaxqr.lstsq(jnp.eye(2), [10**30, 1])
+
+
+def test_integers_of_any_size_are_numbers():
+    """Without 64 bits, where JAX would keep the lower 32."""
+    a, b = jnp.asarray(matrix((5, 3), "float32")), jnp.ones(5, jnp.float32)
+    with jax.enable_x64(False):
+        for large in (np.int64(2**32), np.uint64(2**63), np.array(2**40)):
+            found = jaxqr.lstsq(a, b, ridge=large)
+            assert_close(found, jaxqr.lstsq(a, b, ridge=float(large)), 0)
+            found = jaxqr.log_probability(a.T, large)
+            assert_close(found, jaxqr.log_probability(a.T, float(large)), 0)
+        with pytest.raises(ValueError, match=r"lstsq expects rcond to be in 0\.\.1"):
+            jaxqr.lstsq(a, b, rcond=np.int64(2**32))
+    for x in (-(10**400), -1):
+        with pytest.raises(ValueError, match="lstsq expects ridge not to be negative"):
+            jaxqr.lstsq(a, b, ridge=x)
+
+
 def test_modes_of_other_libraries():
     a = jnp.ones((3, 2))
     for name in NAMES:
