@@ -32,7 +32,7 @@ def pullback_eq3(q: Array, r: Array, q_bar: Array, r_bar: Array) -> Array:
 
 
 def factorization(pullback: Pullback, pivoting: bool = False) -> Function:
-    """(q, r) of a (m, n), m <= n, by LAPACK; backward by cutting A = [X | Y] (eqs. 9, 10, 21).
+    """(q, r) of a (m, n), m <= n, by LAPACK; backward by cutting A = [X | Y].
 
     Only the equation that gives X-bar from the factors of X is the contestant's own.
     """

@@ -216,8 +216,8 @@ def pivoted_qr(
             key is none of jax.random; an option is not of its type.
 
     The derivative is that of :func:`jaxqr.qr` at A[:, p] with p held fixed (Roberts and Roberts,
-    arXiv:2009.10071, eqs. 3, 9, 10, 21, 26). It exists where A has full rank, or at least rank k;
-    between two columns of equal norm the choice of p jumps. Through the choice itself, of random
+    arXiv:2009.10071, eqs. 3, 9, 10, 21 and 26). It exists where A has full rank, or at least rank
+    k; between two columns of equal norm the choice of p jumps. Through the choice itself, of random
     pivots, goes the score-function gradient: see :func:`jaxqr.log_probability`. The cost is that
     of :func:`jaxqr.qr`; of the first few pivots 2 m n k operations, forward.
 

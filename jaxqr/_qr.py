@@ -368,9 +368,9 @@ def qr(
             those of the function alone by rounding, and so does the sign of a column whose pivot is
             zero to rounding, without ``positive_diagonal``.
         dependent: "hold" takes the derivative that does not let dependent columns turn Q, as mode
-            "r" always does. It is right for every loss of Q R and of the span of Q; one that reads
-            Q and R with a gradient outside that span in dependent columns is not seen. By default
-            the gradient is not to be used there.
+            "r" always does. It is right for losses of the span of Q, and for those of Q R whose
+            gradient with respect to Q R lies in that span (always for m <= n); what lies outside it
+            in dependent columns is not seen. By default the gradient is not to be used there.
 
     Returns:
         ``(q, r)``, or ``r`` in mode "r", in the type of ``a``. Q has orthonormal columns, R is
@@ -381,15 +381,14 @@ def qr(
             this shape.
         TypeError: a is not an array of numbers; an option is not of its type.
 
-    The derivative is that of Roberts and Roberts (arXiv:2009.10071), eqs. 3 and 9, 10, 21 for wide
-    input. It exists where the leading min(m, n) columns are independent; elsewhere the factors are
-    right and the gradient is not finite, or finite and meaningless where rounding hides the
-    dependence: see ``check_rank`` and :func:`jaxqr.pivoted_qr`. In mode "r" dependent columns do
-    not turn Q, so that every loss of R^H R has its gradient at every rank; a loss without a
-    derivative gets a finite number there. In complete mode A fixes
-    the columns of Q beyond the n-th only up to a rotation, and their derivative is the one that
-    does not rotate them. The factors cost about 4 m n k operations, the pullback 6 m k^2, or
-    2 m k n in mode "r".
+    The derivative is that of Roberts and Roberts (arXiv:2009.10071), eqs. 3, 9, 10, 21 and 26.
+    It exists where the leading min(m, n) columns are independent; elsewhere the factors are right
+    and the gradient is not finite, or finite and meaningless where rounding hides the dependence:
+    see ``check_rank`` and :func:`jaxqr.pivoted_qr`. In mode "r" dependent columns do not turn Q, so
+    that every loss of R^H R has its gradient at every rank; a loss without a derivative gets a
+    finite number there. In complete mode A fixes the columns of Q beyond the n-th only up to a
+    rotation, and their derivative is the one that does not rotate them. The factors cost about
+    4 m n k operations, the pullback 6 m k^2, or 2 m k n in mode "r".
 
     >>> import jax, jax.numpy as jnp, jaxqr, numpy as np
     >>> a = jnp.array([[3.0, 1.0], [4.0, 2.0], [0.0, 3.0]])

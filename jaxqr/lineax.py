@@ -1,7 +1,7 @@
 """Solvers for lineax, and so for Optimistix, Diffrax and what else takes a lineax solver.
 
-``pip install 'jaxqr[lineax]'`` installs what this module needs. Pass a solver where lineax takes
-one: ``lineax.linear_solve(operator, vector, solver)``, or
+``pip install '.[lineax]'``, from a checkout, installs what this module needs. Pass a solver where
+lineax takes one: ``lineax.linear_solve(operator, vector, solver)``, or
 ``optimistix.LevenbergMarquardt(rtol, atol, linear_solver=solver)``.
 
 * :class:`QR` takes operators of full rank, square, wide or deep.

@@ -5,7 +5,7 @@ the logarithm of the volume of its columns, and s is 1. In both
 
     dl = Re tau,    ds = i s Im tau (square A),    tau = tr(A^+ dA) = tr(B^H dA)
 
-(G. H. Golub and C. F. Van Loan, "Matrix Computations", section 14.1; Jacobi's formula), so that
+(Jacobi's formula), so that
 
     A-bar = (l-bar - i Im(conj(s-bar) s)) B
 

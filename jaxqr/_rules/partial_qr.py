@@ -69,7 +69,7 @@ def _split(r: Array) -> tuple[Array, Array]:
 def _m(
     q: Array | None, r: Array, q_bar: Array | None, r_bar: Array | None
 ) -> tuple[Array, Array | None]:
-    """The lower triangle of M = U U-bar^H - Qp^H Q with Qp = Q-bar + Y V-bar^H (eqs. 9, 10).
+    """The lower triangle of M = U U-bar^H - Qp^H Q with Qp = Q-bar + Y V-bar^H.
 
     Q^H Y = V, so it needs no Y: M = U U-bar^H - (V V-bar^H)^H - Q-bar^H Q. And V V-bar^H, if any.
     """
@@ -101,7 +101,7 @@ def pullback(
     The cost is that of a triangular solve and two products of 2 m k^2 operations, or one where
     q_bar is None, besides what is k x k.
 
-    X-bar = (Qp + Q copyltu(M)) U^-H, Y-bar = Q V-bar (eqs. 3, 9, 10, 21, 26).
+    X-bar = (Qp + Q copyltu(M)) U^-H, Y-bar = Q V-bar (eqs. 3, 9, 10, 21 and 26).
     """
     u, v = _split(r)
     k = u.shape[1]

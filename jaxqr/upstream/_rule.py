@@ -23,8 +23,7 @@ __all__ = ["qr_jvp_rule"]
 # Decomposition Matrix Backpropagation Algorithms for Square, Wide, and Deep -
 # Real or Complex - Matrices and Their Software Implementation",
 # https://arxiv.org/abs/2009.10071. Transposing what follows gives the pullbacks
-# of that paper (eqs. 3, 9 and 10 for m >= n, eqs. 21 and 26 for m < n), at
-# their cost.
+# of that paper (eqs. 3, 9, 10, 21 and 26), at their cost.
 #
 # Cut X = [X1 X2] and R = [U V] after column k = min(m, n), so that U is square:
 #
