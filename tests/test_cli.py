@@ -678,12 +678,22 @@ def test_interrupt_is_heard_in_compiled_code():
     assert err == "interrupted while doing [1/1] Longley: compiled code\n"
 
 
-def test_a_closed_pipe_ends_it_quietly():
+@pytest.mark.parametrize(
+    "arguments",
+    [["jaxqr"], ["jaxqr", "--version"], ["jaxqr", "tune", "--help"], ["jaxqr.upstream", "--help"]],
+    ids=" ".join,
+)
+def test_a_closed_pipe_ends_it_quietly(arguments):
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "jaxqr"]
     done = subprocess.run(
-        command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, timeout=120, check=False
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        timeout=120,
+        check=False,
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")

@@ -15,9 +15,10 @@ MAY_KNOW = {
     "_arguments": {"_linalg"},
     "_autodiff": set(),
     "public": {"public", "_arguments", "_autodiff", "_forward", "_rules", "_linalg"},
-    "cli": {"cli", "public", "_linalg"},  # it measures crossovers
+    "_streams": set(),
+    "cli": {"cli", "public", "_linalg", "_streams"},  # it measures crossovers
     "distributed": {"distributed", "public", "_arguments", "_autodiff", "_rules", "_linalg"},
-    "upstream": {"upstream"},
+    "upstream": {"upstream", "_streams"},
     "package": {"package", "public", "distributed", "upstream"},
 }
 # What is at the top of the package beside the public functions.

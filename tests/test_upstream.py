@@ -410,6 +410,30 @@ def test_an_unexpected_source_is_refused(checkout, missing, capsys):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("spoilt", [b"# caf\xe9\n", b"\0\n", b"def f(:\n"])
+def test_a_source_that_cannot_be_read_is_refused(checkout, spoilt, capsys):
+    file = checkout / _patch.LAX
+    file.write_bytes(spoilt + file.read_bytes())
+    out = checkout / "change.patch"
+    assert command.main(["make-patch", "--jax", str(checkout), "--out", str(out)]) == 2
+    assert f"{file} is no source that" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_what_cannot_be_read_or_written_is_no_failed_check(checkout, capsys, monkeypatch):
+    arguments = ["make-patch", "--jax", str(checkout), "--out"]
+    assert command.main([*arguments, "/dev/full"]) == 2
+    assert "No space left on device: '/dev/full'" in capsys.readouterr().err
+    with open("/dev/full", "w") as full, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as stop:
+            command.main([*arguments, str(checkout / "change.patch")])
+        assert stop.value.code == 2
+        full.buffer.raw.close()
+    assert "standard output: No space left on device" in capsys.readouterr().err
+
+
 def test_what_cannot_be_done_is_told_before_any_work(checkout, capsys, monkeypatch):
     monkeypatch.setattr(command, "make_patch", None)  # which is the work
 

@@ -19,11 +19,11 @@ import jax
 import numpy as np
 
 import jaxqr
+from jaxqr._streams import Parser, guarded, say, show
 from jaxqr.cli import longley, reading, tables, tune
 from jaxqr.cli.measuring import Report, measure
 from jaxqr.cli.progress import Progress
 from jaxqr.cli.reading import MatrixMarketError
-from jaxqr.cli.streams import guarded, say, show
 
 _DESCRIPTION = """\
 Factor, differentiate, check and time the matrices in Matrix Market files.
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m jaxqr",
         description=_DESCRIPTION,
         epilog=_EPILOG,

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from jaxqr.cli.streams import say
+from jaxqr._streams import say
 
 PATIENCE = 10.0
 """Seconds of silence before the first plain line."""

@@ -22,9 +22,9 @@ import jaxqr
 from jaxqr._linalg import tuning
 from jaxqr._linalg.crossovers import MOST_UNROLLED, NEVER, NOTHING, Crossovers
 from jaxqr._linalg.products import matmul
+from jaxqr._streams import Parser, say, show
 from jaxqr.cli.differences import normal
 from jaxqr.cli.progress import Progress
-from jaxqr.cli.streams import say, show
 
 _DESCRIPTION = """\
 Time the factorizations on this machine's default device, in less than two minutes,
@@ -138,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
         The exit status: 0; 2 if the file is something else or cannot be written; 130 if
         interrupted. An interrupt ends the process where the work cannot be ended alone.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m jaxqr tune",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

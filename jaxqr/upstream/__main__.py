@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
+from jaxqr._streams import Parser, guarded, say, show
 from jaxqr.upstream._patch import CHANGES, UnexpectedSource, check_patch, make_patch, missing
 
 
@@ -14,14 +14,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m jaxqr.upstream``; return its exit status.
 
     0: the patch is written, and with ``--check`` its tests failed before and passed after it.
-    1: ``--check`` found otherwise. 2: JAX's source is not as expected, the patch cannot be written
-    where it should be, or something that ``--check`` needs is not installed; nothing is written.
+    1: ``--check`` found otherwise. 2: JAX's source is not as expected or cannot be read, the patch
+    or the output cannot be written, or something that ``--check`` needs is not installed. 141:
+    nobody reads the output to its end.
 
     Example:
         >>> main(["make-patch", "--jax", "/nowhere", "--out", "/nowhere/qr.patch"])
         2
     """
-    parser = argparse.ArgumentParser(prog="python -m jaxqr.upstream", description=__doc__)
+    with guarded():
+        return _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> int:
+    parser = Parser(prog="python -m jaxqr.upstream", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("make-patch", help="write a patch that `git apply` takes")
     make.add_argument("--jax", type=Path, required=True, help="a JAX checkout or installed package")
@@ -34,24 +40,31 @@ def main(arguments: list[str] | None = None) -> int:
     change = CHANGES[options.change]
     refusal = _unwritable(options.out) or (missing() if options.check else None)
     if refusal is not None:
-        print(f"{refusal}. Nothing was written.", file=sys.stderr)
+        say(f"{refusal}. Nothing was written.")
         return 2
     try:
         patch = make_patch(options.jax.resolve(), change)
-        options.out.write_text(patch, encoding="utf-8")
-        print(f"wrote {options.out}; apply it with `git apply` in the directory that holds jax/")
+        _write(options.out, patch)
+        show(f"wrote {options.out}; apply it with `git apply` in the directory that holds jax/")
         if options.check:
             good, report = check_patch(options.jax.resolve(), change, patch)
-            print(report)
-            print("check passed" if good else "CHECK FAILED")
+            show(report)
+            show("check passed" if good else "CHECK FAILED")
             return 0 if good else 1
     except UnexpectedSource as error:
-        print(f"{error}. Nothing was written.", file=sys.stderr)
+        say(f"{error}. Nothing was written.")
         return 2
     except (OSError, RuntimeError) as error:
-        print(error, file=sys.stderr)
-        return 1
+        say(str(error))
+        return 2 if isinstance(error, OSError) else 1
     return 0
+
+
+def _write(out: Path, patch: str) -> None:
+    try:
+        out.write_text(patch, encoding="utf-8")
+    except OSError as error:  # which does not always say where
+        raise OSError(error.errno, error.strerror, str(out)) from error
 
 
 def _unwritable(out: Path) -> str | None:

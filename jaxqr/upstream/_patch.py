@@ -298,10 +298,15 @@ def make_patch(path: Path, change: Change) -> str:
     for name, edit in edits.items():
         if not (root / name).is_file():
             raise UnexpectedSource(f"{root} has no {name}")
-        old = (root / name).read_text(encoding="utf-8")
-        new = edit(old, name)
-        if name.endswith(".py"):
-            ast.parse(new)
+        try:
+            old = (root / name).read_text(encoding="utf-8")
+            new = edit(old, name)
+            if name.endswith(".py"):
+                ast.parse(new)
+        except (ValueError, SyntaxError) as error:  # it is not UTF-8, or not Python
+            raise UnexpectedSource(
+                f"{root / name} is no source that can be read: {error}"
+            ) from error
         patch += difflib.unified_diff(
             old.splitlines(keepends=True), new.splitlines(keepends=True), f"a/{name}", f"b/{name}"
         )

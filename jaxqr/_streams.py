@@ -1,10 +1,11 @@
-"""What the command line prints, on streams that may be closed, full, or read by nobody any more."""
+"""What command lines print, on streams that may be closed, full, or read by nobody any more."""
 
+import argparse
 import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 BROKEN_PIPE = 141
 """The exit status that a shell gives what SIGPIPE ended: 128 + 13."""
@@ -12,7 +13,7 @@ BROKEN_PIPE = 141
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """Let closed streams lead nowhere, and write at the end what argparse has printed.
+    """Let closed streams lead nowhere, and write at the end what others have printed.
 
     Raises:
         SystemExit: as `show` does.
@@ -51,6 +52,14 @@ def say(text: str, end: str = "\n") -> None:
         print(text, end=end, file=sys.stderr, flush=True)
     except OSError:
         _give_up(sys.stderr)
+
+
+class Parser(argparse.ArgumentParser):
+    """One that prints by `show` and `say`: argparse's own is silent about what it cannot write."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        print_ = show if file is sys.stdout else say
+        print_(message or "", end="")
 
 
 def _give_up(stream: TextIO) -> None:
