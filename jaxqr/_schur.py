@@ -354,6 +354,7 @@ def _watched(caller: str, *factors: Array) -> Arrays:
         of = Factors(*factors)
         n = of.s.shape[-1]
         seen = over_leading_axes(rules.seen_gauge)(of, _given(of, bars))
+        seen = jnp.where(jnp.isnan(seen), 0, seen)  # of what has no factors nothing is seen
         matrix, column = jnp.unravel_index(jnp.argmax(seen), (seen.size // n, n))
         checkify.check(
             seen.max() <= jnp.sqrt(jnp.finfo(seen.dtype).eps),

@@ -302,6 +302,20 @@ def test_sort_at_every_scale(dtype):
         assert (first[..., :-1] >= first[..., 1:]).all()
 
 
+def test_what_scipy_refuses_is_no_nan(monkeypatch):
+    """But for eigenvalues that it cannot exchange, which it calls a ValueError."""
+
+    def refusing(*args, **kwargs):
+        raise ValueError("refused")
+
+    for name in ("qz", "ordqz"):
+        monkeypatch.setattr(scipy.linalg, name, refusing)
+    eye = np.eye(2, dtype=complex)
+    with pytest.raises(ValueError, match="refused"):
+        forward._factors(functools.partial(forward._qz, sort=None), eye, eye)
+    assert forward._factors(functools.partial(forward._qz, sort="lhp"), eye, eye) == ()
+
+
 def test_sort_of_diagonal_pencils():
     """Nothing is lost of what is far smaller than the rest; zero and infinite eigenvalues."""
     for scale in (1e-160, 1e-200, 1.0, 1e160):
@@ -392,6 +406,9 @@ def test_gauge():
     seen = r"qz expects a loss that does not see .* column [012] of matrix [01] of the batch"
     assert re.match(seen, error("qz", False, a, b).get())
     assert "schur expects a loss that does not see" in error("schur", False, a[0]).get()
+    a = a.at[1].set(jnp.nan)  # which sees nothing, and hides nothing
+    assert error("qz", True, a, b).get() is None
+    assert re.match(seen.replace("[01]", "0"), error("qz", False, a, b).get())
 
 
 def test_arguments():

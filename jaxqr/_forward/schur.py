@@ -34,9 +34,16 @@ def _qz(a: np.ndarray, b: np.ndarray, sort: str | None) -> tuple[np.ndarray, ...
     if sort is None:
         s, t, q, z = scipy.linalg.qz(a, b, output="complex")
     else:
-        first = partial(_comes_first, sort, of_b - of_a)
-        s, t, _, _, q, z = scipy.linalg.ordqz(a, b, sort=first, output="complex")
+        s, t, q, z = _in_order(a, b, partial(_comes_first, sort, of_b - of_a))
     return _shifted(s, of_a), _shifted(t, of_b), q, z
+
+
+def _in_order(a: np.ndarray, b: np.ndarray, first: Callable[..., Any]) -> tuple[np.ndarray, ...]:
+    try:
+        s, t, _, _, q, z = scipy.linalg.ordqz(a, b, sort=first, output="complex")
+    except ValueError as error:  # so SciPy calls it where eigenvalues are too close to be exchanged
+        raise np.linalg.LinAlgError(str(error)) from error
+    return s, t, q, z
 
 
 def _comes_first(sort: str, exponent: int, s: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -107,7 +114,7 @@ def _factors(factor: Callable[..., Any], *matrices: np.ndarray) -> tuple[np.ndar
         return ()
     try:
         factors: tuple[np.ndarray, ...] = factor(*matrices)
-    except (np.linalg.LinAlgError, scipy.linalg.LinAlgWarning, ValueError):
+    except (np.linalg.LinAlgError, scipy.linalg.LinAlgWarning):
         return ()
     triangular = not np.tril(factors[0], -1).any()  # or else SciPy's QZ has warned, no more
     return factors if triangular else ()
