@@ -266,6 +266,21 @@ def test_registering_and_unregistering_twice():
         assert ad.primitive_jvps[primitive] is theirs
 
 
+def test_the_last_block_out_takes_the_rule_along():
+    """As where two threads overlap: the second is inside when the first leaves."""
+    primitive = jax.lax.linalg.qr_p
+    ours = ad.primitive_jvps[primitive]
+    with without_rule():
+        theirs = ad.primitive_jvps[primitive]
+        first, second = contextlib.ExitStack(), contextlib.ExitStack()
+        first.enter_context(upstream.registered())
+        second.enter_context(upstream.registered())
+        first.close()
+        assert ad.primitive_jvps[primitive] is ours
+        second.close()
+        assert ad.primitive_jvps[primitive] is theirs
+
+
 def stranger(*args, **kwargs):
     """A rule of somebody else's."""
 

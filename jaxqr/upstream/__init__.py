@@ -23,6 +23,7 @@ __all__ = ["register", "registered", "unregister"]
 _lock = threading.RLock()
 _clear_caches: Callable[[], None] = jax.clear_caches
 _replaced: Callable[..., Any] | None = None  # JAX's own rule, while ours stands in its place
+_wanted_by: set[object] = set()  # whoever put ours there, and the blocks that came since
 
 
 def _unknown(what: str) -> RuntimeError:
@@ -109,7 +110,7 @@ def register() -> None:
         (3, 2)
         >>> upstream.unregister()
     """
-    global _replaced
+    global _replaced, _wanted_by
     with _lock:
         if _replaced is not None:
             return
@@ -122,7 +123,7 @@ def register() -> None:
             raise _unknown(f"{type(error).__name__}: {error}") from error
         finally:
             _clear_caches()
-        _replaced = theirs
+        _replaced, _wanted_by = theirs, {register}
 
 
 def unregister() -> None:
@@ -156,8 +157,9 @@ def unregister() -> None:
 def registered() -> Iterator[None]:
     """`register` for the length of a ``with`` block; what was registered before it stays so.
 
-    The rule is the whole process's: other threads that trace meanwhile see it too. JAX's caches are
-    cleared on the way in and on the way out.
+    The rule is the whole process's: other threads that trace meanwhile see it too, and where they
+    have such blocks of their own the last one out removes it. JAX's caches are cleared where it
+    comes and where it goes.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -170,11 +172,18 @@ def registered() -> Iterator[None]:
         >>> gradient.shape
         (2, 3)
     """
+    global _wanted_by
+    block = object()
     with _lock:
-        outermost = _replaced is None
-        register()
+        if _replaced is None:
+            register()
+            _wanted_by = set()
+        wanted_by = _wanted_by
+        wanted_by.add(block)
     try:
         yield
     finally:
-        if outermost:
-            unregister()
+        with _lock:
+            wanted_by.remove(block)
+            if not wanted_by:
+                unregister()
