@@ -244,8 +244,17 @@ def test_what_a_table_does_not_say_is_as_shipped(platform, shipped, file):
 
 
 def test_file_that_the_environment_names_has_to_be_there(file):
-    with pytest.warns(UserWarning, match="No such file"):
+    with pytest.warns(UserWarning, match="No such file.* tune` writes a new one;"):
         assert tuning.crossovers() == {"cpu": SHIPPED}
+    file.write_text("[]")
+    tuning._read.cache_clear()
+    with pytest.warns(UserWarning, match="tune` does not overwrite it;"):
+        assert tuning.crossovers() == {"cpu": SHIPPED}
+
+
+def test_an_empty_table_is_one_too():
+    with tuning.forced({}):
+        assert tuning.crossovers() == {}
 
 
 @pytest.mark.parametrize(

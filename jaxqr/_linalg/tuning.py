@@ -63,7 +63,7 @@ def release() -> tuple[str, str]:
 
 def crossovers() -> ByPlatform:
     """Of every platform that has any."""
-    return _forced or _read()
+    return _read() if _forced is None else _forced
 
 
 def by_platform(
@@ -82,7 +82,7 @@ def base(platform: str) -> Crossovers:
     return SHIPPED_TABLE.get(platform, NOTHING)
 
 
-_forced: ByPlatform = {}
+_forced: ByPlatform | None = None
 
 
 @contextlib.contextmanager
@@ -109,13 +109,22 @@ def _read() -> ByPlatform:
         entries = load(file)
     except (OSError, ValueError) as error:
         warnings.warn(
-            f"{file} is left out: {error}. `python -m jaxqr tune` writes a new one, where "
-            f"{VARIABLE} does not name it; {VARIABLE}=none does without",
+            f"{file} is left out: {error}. `python -m jaxqr tune` {_what_tune_does(file)}; "
+            f"{VARIABLE}=none does without",
             stacklevel=2,
         )
         return SHIPPED_TABLE
     found = {platform: _of_platform(entries, platform) for platform in PLATFORMS}
     return {**SHIPPED_TABLE, **{platform: x for platform, x in found.items() if x is not None}}
+
+
+def _what_tune_does(file: Path) -> str:
+    """With a file that cannot be read."""
+    try:
+        load_what_there_is(file)
+    except (OSError, ValueError):
+        return "does not overwrite it"
+    return "writes a new one"
 
 
 def _of_platform(entries: list[Entry], platform: str) -> Crossovers | None:
