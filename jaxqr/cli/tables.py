@@ -119,7 +119,10 @@ def _duration(seconds: float) -> str:
 
     >>> [_duration(s) for s in (12.345, 0.1, 0.0123456, 4.56e-6)]
     ['12.3 s', '100 ms', '12.3 ms', '4.56 us']
+    >>> [_duration(s) for s in (9.996, 0.9996, 0.0009996)]
+    ['10.0 s', '1.00 s', '1.00 ms']
     """
+    seconds = float(f"{seconds:.2e}")  # it is what is shown that chooses unit and digits
     unit, size = next(((u, s) for u, s in (("s", 1.0), ("ms", 1e-3)) if seconds >= s), ("us", 1e-6))
-    number = seconds / size
+    number = round(seconds / size, 3)
     return f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f} {unit}"
