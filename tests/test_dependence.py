@@ -10,6 +10,7 @@ from numerics import DTYPES, assert_close, gaussian, matrix, random_like, tolera
 
 import jaxqr
 from jaxqr._linalg import batching
+from jaxqr._linalg.dependence import dependent_columns
 from jaxqr._rules import partial_qr
 
 
@@ -76,6 +77,16 @@ def test_q_and_r_where_dependent_columns_are_held():
         assert np.array_equal(jax.grad(product)(a), np.ones((2, 2)))
     with pytest.raises(ValueError, match=r"dependent to be one of 'hold', None. Got 'free'"):
         jaxqr.qr(a, dependent="free")
+
+
+def test_what_is_dependent_in_complete_mode():
+    """Rows do not count there either: of R they are zeros."""
+    r = jnp.triu(jnp.array([[1, 1], [0, 100 * jnp.finfo("float32").eps]], "float32"))
+    assert not dependent_columns(jnp.pad(r, [(0, 1998), (0, 0)])).any()
+    assert dependent_columns(r * jnp.array([[1, 1], [1, 0.05]], "float32")).tolist() == [
+        False,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("method", ["auto", "cholesky", "batched"])

@@ -19,6 +19,7 @@ from jaxqr._schur import QZResult, SchurResult
 FUNCTIONS = {
     "qr": jaxqr.qr,
     "qr, complete": lambda a: jaxqr.qr(a, mode="complete"),
+    "qr, complete and unique": lambda a: jaxqr.qr(a, mode="complete", positive_diagonal=True),
     "qr, r": lambda a: jaxqr.qr(a, mode="r"),
     "qr, held": lambda a: jaxqr.qr(a, dependent="hold"),
     "qr, forward mode": lambda a: jaxqr.qr(a, forward_mode=True),
@@ -96,6 +97,7 @@ def test_rows_and_columns_that_are_symbols(symbols, name):
     [
         ("qr", "any", [(5, 3), (3, 5)]),
         ("ql", "m >= n", [(4, 4), (140, 130)]),
+        ("qr, complete and unique", "m >= n", [(3, 3), (5, 3)]),
         ("qr, r", "wide", [(2, 4), (4, 4)]),
         ("pivoted_qr", "n >= m", [(3, 5)]),
     ],

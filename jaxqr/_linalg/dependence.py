@@ -13,9 +13,10 @@ ROUNDING = 8  # eps; of a dependent column, rounding was seen to leave up to fou
 
 
 def dependent_columns(r: Array) -> Array:
-    """Which of the first k columns of R (..., k, n) do: |r_jj| <= max(k, n, 8) * eps * ||r_j||.
+    """Which of the first k columns of R (..., k, n) do: |r_jj| <= max(n, 8) * eps * ||r_j||.
 
-    In units of the column, so that no square leaves the range of the type.
+    In complete mode, too, where R has zeros below: they are as many as A has rows. In units of the
+    column, so that no square leaves the range of the type.
     """
     marked: Array = over_matrices(_dependent)(lax.stop_gradient(r))
     return marked[..., 0, :]
@@ -29,8 +30,7 @@ def _dependent(r: Array) -> Array:
     r = divided(r, column_units(r).astype(r.dtype)[None])
     diagonal = sum_of_rows(select(on_diagonal(r), jnp.abs(r), 0))
     norms = jnp.sqrt(sum_of_rows(abs2(r)))
-    largest = jax.core.max_dim(jax.core.max_dim(rows, columns), ROUNDING)
-    tolerance = largest * float(jnp.finfo(r.dtype).eps)
+    tolerance = jax.core.max_dim(columns, ROUNDING) * float(jnp.finfo(r.dtype).eps)
     return jnp.less_equal(diagonal, tolerance * norms)
 
 

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxqr._linalg.algebra import diagonal
+from jaxqr._linalg.batching import smaller
 
 
 def with_positive_diagonal(*factors: Array) -> tuple[Array, ...]:
@@ -13,7 +14,7 @@ def with_positive_diagonal(*factors: Array) -> tuple[Array, ...]:
     """
     r = factors[-1]
     rows, columns = r.shape[-2:]
-    k = min(rows, columns)
+    k = smaller(rows, columns)
     d = diagonal(r)
     phase = jnp.where(d == 0, jnp.ones_like(d), jnp.sign(d))
     of_rows = _pad_with_ones(phase, rows - k)
@@ -24,6 +25,6 @@ def with_positive_diagonal(*factors: Array) -> tuple[Array, ...]:
 
 
 def _pad_with_ones(x: Array, count: int) -> Array:
-    if not count:
+    if count == 0:  # of a symbol, if that is known
         return x
     return jnp.concatenate([x, jnp.ones((*x.shape[:-1], count), x.dtype)], axis=-1)
