@@ -146,6 +146,42 @@ def test_columns_at_both_ends_of_the_range(sizes, dtype):
     assert norm(error) <= tolerance(dtype, (5, 2)) * norm(expected)
 
 
+@functools.partial(jax.jit, static_argnames="batch")
+def gradient_of_r_alone(a, w, *, batch):
+    """Of a matrix, the last of a batch."""
+
+    def loss(a):
+        return jnp.sum(w * jaxqr.qr(a, mode="r", positive_diagonal=True)).real
+
+    if not batch:
+        return jax.grad(loss)(a)
+    return jax.vmap(jax.grad(loss))(
+        jnp.concatenate([jnp.ones((batch, *a.shape), a.dtype), a[None]])
+    )[-1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("batch", [0, 1, 70])
+def test_columns_of_r_alone_at_both_ends_of_the_range(batch, dtype):
+    """Also where one column is shorter than another by more than the type's range has."""
+    a, w = gaussian((5, 2), dtype), np.triu(gaussian((2, 2), dtype))
+    wide = np.result_type(dtype, "float64")
+    for powers in [(62, -62), (-62, 62), (100, -100)]:
+        graded = a * (2.0 ** np.array(powers)).astype(dtype)
+        found = gradient_of_r_alone(graded, w, batch=batch)
+        expected = gradient_of_r_alone(graded.astype(wide), w.astype(wide), batch=0)
+        for ours, theirs in zip(found.T, expected.T, strict=True):
+            assert norm(np.asarray(ours, wide) - theirs) <= tolerance(dtype, (5, 2)) * norm(theirs)
+
+
+def test_one_row_near_the_largest_number():
+    """XLA takes quotients of single numbers together."""
+    a, w = gaussian((1, 3), "complex64"), gaussian((1, 3), "complex64")
+    expected = gradient_of_r_alone(a, w, batch=0)
+    found = gradient_of_r_alone(a * np.complex64(2.0**115), w, batch=0)
+    assert_close(found, expected, tolerance("complex64", (1, 3)))
+
+
 def check_structure(name, mode, options, a, da, out, tangents, tol):
     alone = mode == "alone"
     tri, q, p = unpack(name, out, alone)

@@ -272,18 +272,18 @@ def sum_over_adjoint(p: Array | None, q: Array, s: Array, u: Array) -> Array:
 
 def product_over(x: Array, u: Array, s: Array, v: Array) -> Array:
     """X U^-1 [S U^-H | V] for x (m, k), upper triangular u (k, k), s (k, k) and v (k, n)."""
-    inverted, g = Inverted.of(u).within_reach()
+    inverted = Inverted.of(u)
     d = inverted.d[None]
-    factor = inverted._adjoint_right(divided(s, g))  # times D^-1
+    factor = inverted._adjoint_right(s)  # times D^-1
     rows, columns = x.shape[0], x.shape[1] + v.shape[1]
     if are_known(rows, columns) and rows < columns:
         # X U^-1 is smaller than what it is multiplied by.
-        return matmul(divided(inverted.right(x), g), beside(divided(factor, d), v))
-    units = beside(d * g, jnp.broadcast_to(g, (1, *v.shape[1:])))
-    factor = inverted.left(beside(factor, v))
-    if x.ndim > 2:  # the division is part of the product's loop
-        return settled(divided(summand(x, factor), units))
-    product: Array = _product_in_units(x, factor, units)
+        return matmul(inverted.right(x), beside(divided(factor, d), v))
+    units = beside(d, jnp.ones_like(d, shape=(1, *v.shape[1:])))
+    factor = inverted._left(beside(factor, v))
+    if x.ndim > 2:  # the divisions are part of the product's loop
+        return settled(divided(summand(divided(x, d), factor), units))
+    product: Array = _product_in_units(x, inverted.d[:, None], factor, units)
     return product
 
 
@@ -294,25 +294,27 @@ def adjoint_over(inverted: Inverted, x: Array, y: Array) -> Array:
 
 
 @jax.custom_jvp
-def _product_in_units(x: Array, y: Array, d: Array) -> Array:
-    """X Y D^-1 for x (m, k), y (k, n) and units d (1, n)."""
-    product: Array = _unless_extreme(x, y, d)
+def _product_in_units(x: Array, inner: Array, y: Array, outer: Array) -> Array:
+    """X C^-1 Y D^-1 for x (m, k), y (k, n), units C (k, 1), those of X, and D (1, n)."""
+    product: Array = _unless_extreme(x, inner, y, outer)
     return product
 
 
 @_product_in_units.defjvp
 def _product_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
     """Without the choice, which would be taken for each matrix of a batch; units are constant."""
-    (x, y, d), (dx, dy, _) = primals, tangents
-    return _product_in_units(x, y, d), divided(matmul(dx, y) + matmul(x, dy), d)
+    (x, inner, y, outer), (dx, _, dy, _) = primals, tangents
+    y, dy = divided(y, inner), divided(dy, inner)
+    tangent = divided(matmul(dx, y) + matmul(x, dy), outer)
+    return _product_in_units(*primals), tangent
 
 
-# Y D^-1 leaves the range of the type where the squares of D do; where they do not, it spares a pass
-# over the product.
+# C^-1 Y D^-1 leaves the range of the type where products of two units do; where they do not, it
+# spares two passes, over X and over the product.
 _unless_extreme = unless_any(
-    lambda _x, _y, d: any_extreme(d),
-    lambda x, y, d: over_leading_axes(matmul)(x, divided(y, d)),
-    lambda x, y, d: divided(over_leading_axes(matmul)(x, y), d),
+    lambda _x, _inner, _y, outer: any_extreme(outer),
+    lambda x, inner, y, outer: over_leading_axes(matmul)(x, divided(divided(y, inner), outer)),
+    lambda x, inner, y, outer: divided(over_leading_axes(matmul)(divided(x, inner.mT), y), outer),
 )
 
 
