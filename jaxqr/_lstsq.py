@@ -46,7 +46,7 @@ from jaxqr._linalg.dependence import ROUNDING, dependent_columns, first_dependen
 from jaxqr._linalg.exporting import serializable
 from jaxqr._linalg.products import adjoint, matmul
 from jaxqr._linalg.reflectors import abs2
-from jaxqr._linalg.scaling import divided, unit, units_of_columns
+from jaxqr._linalg.scaling import divided, magnitudes, unit, units_of_columns
 from jaxqr._rules import least_squares as rules
 from jaxqr._rules.least_squares import Operators, Solved, System
 
@@ -415,14 +415,9 @@ def _solved(
         else:
             root, d, q = constant(least_squares.factor, adjoint(a), ridge, None)
         system = System(a, ridge, None, root, d, q)
-        if forward_mode:
-            # As near_one does, but linear in b, and half of it for what goes the other way.
-            half = unit(jnp.sqrt(middle(d).real)).astype(d.dtype)
-            x, y = (x / half for x in linear_solution(system, None, b / beside_one(d, half))[:2])
-        else:
-            solution = constant(_solution_for_g, system, b)
-            x, y, _ = derive(Solved(system, None, b / d, *solution), forward_mode)
-        r = jnp.zeros_like(b) if ridge is None else -ridge.astype(a.dtype) * (y / d)
+        solution = None if forward_mode else constant(_solution_for_g, system, b)
+        x, y = _shortest(system, b, solution)
+        r = jnp.zeros_like(b) if ridge is None else _residual_of_wide(system, b, solution, y)
         return r, x, system
     keep_q = forward_mode or at_most(rows, columns)
     # Square A keeps its reflectors; above or below a ridge it has none, and Q serves.
@@ -445,6 +440,38 @@ def _solved(
         solution = constant(_solution, system._replace(q=q), b, None)
     r, _, x = derive(Solved(system, b, None, *solution), forward_mode)
     return r, x, system
+
+
+def _shortest(system: System, b: Array, solution: list[Array] | None) -> tuple[Array, Array]:
+    """x of a wide A, and y of A A^H y + ridge y = -b; None for the solution is forward mode."""
+    d = system.d
+    if solution is not None:
+        x, _, y = derive(Solved(system, None, b / d, *solution), forward_mode=False)
+        return x, y
+    # As near_one does, but linear in b, and half of it for what goes the other way.
+    half = unit(jnp.sqrt(middle(d).real)).astype(d.dtype)
+    x, y = (x / half for x in linear_solution(system, None, b / beside_one(d, half))[:2])
+    return x, y / d
+
+
+def _residual_of_wide(system: System, b: Array, solution: list[Array] | None, y: Array) -> Array:
+    """b - A x = -ridge y, without rounding of the size of b.
+
+    Where the ridge is large, both factors have a derivative in it and nearly none is left of
+    their sum. So it is that of A / sqrt(ridge) with 1 for a ridge, which are factored already.
+    """
+    a, ridge = system.a, system.ridge
+    assert ridge is not None
+    largest = jnp.max(magnitudes(a), axis=(-2, -1), keepdims=True)
+    counts = jnp.sqrt(ridge) > float(jnp.finfo(ridge.dtype).eps) ** 0.5 * largest
+    root = jnp.sqrt(jnp.where(counts, ridge, 1)).astype(a.dtype)
+    held = lax.stop_gradient(root)
+    of_one = system._replace(
+        a=divided(a, root), ridge=jnp.ones_like(ridge), d=divided(system.d, held)
+    )
+    in_its_units = None if solution is None else [x * held for x in solution]
+    _, of_root = _shortest(of_one, b, in_its_units)
+    return -jnp.where(counts, of_root, ridge.astype(a.dtype) * y)
 
 
 def _rank(system: System) -> Array:

@@ -130,6 +130,21 @@ def test_no_residual(options):
 
 
 @pytest.mark.parametrize("forward_mode", [False, True])
+def test_sum_of_squares_of_wide_systems_by_the_ridge(forward_mode):
+    """Of large ridges nearly nothing is left of what the two factors of ridge y have of them."""
+    a, b = gaussian((4, 9), "float32"), gaussian((4,), "float32")
+    ridges = np.array([0, 1e-4, 1, 1e3, 1e6, 1e9], "float32")
+
+    def rss(ridge):
+        return jaxqr.lstsq(a, b, ridge=ridge, full=True, forward_mode=forward_mode).rss
+
+    u, s, _ = np.linalg.svd(a.astype("float64"), full_matrices=False)
+    of_b, wide = (u.T @ b) ** 2, ridges.astype("float64")[:, None]
+    expected = np.sum(2 * of_b * s**2 * wide / (s**2 + wide) ** 3, axis=1)
+    np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(rss)))(ridges), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("forward_mode", [False, True])
 def test_next_to_no_residual(forward_mode):
     """The same system with a ridge that is zero, as only the values tell, or next to zero."""
     a = np.array([[0.04, 0.02], [900.0, 400.0]])
