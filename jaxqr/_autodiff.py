@@ -187,6 +187,12 @@ _FORWARD_REFUSED = (
 )
 
 
+_TRANSPOSE_REFUSED = (
+    "jaxqr's {caller} is not known to be linear in any argument: call it with forward_mode=True, "
+    "and transpose the map that jax.linearize returns."
+)
+
+
 def _refuse_forward(*_: Any, caller: str, **__: Any) -> Any:
     raise TypeError(_FORWARD_REFUSED.format(caller=caller))
 
@@ -374,6 +380,12 @@ def _jvp_of_function(primals: Any, tangents: Any, *, rule: Any, forward: bool, t
     return _jvp_of_moving(_wired(rule, forward), primals, tangents)
 
 
+def _refuse_transpose(*_: Any, rule: Any, **__: Any) -> Any:
+    while isinstance(rule, _Batched):
+        rule = rule.rule
+    raise TypeError(_TRANSPOSE_REFUSED.format(caller=rule.caller))
+
+
 def _jvp_of_traced(primals: Any, tangents: Any, **params: Any) -> Any:
     return _jvp_of_moving(functools.partial(_traced, **params), primals, tangents)
 
@@ -499,6 +511,7 @@ for _primitive in (function_p, pullback_p, constant_p, columns_p):
     _primitive.def_abstract_eval(lambda *_, traced, **__: traced.out_avals)
     mlir.register_lowering(_primitive, mlir.lower_fun(_traced, multiple_results=True))
 ad.primitive_jvps[function_p] = _jvp_of_function
+ad.primitive_transposes[function_p] = _refuse_transpose
 ad.primitive_jvps[pullback_p] = _jvp_of_traced
 ad.primitive_jvps[columns_p] = _jvp_of_traced
 ad.primitive_transposes[pullback_p] = _transpose_traced

@@ -151,6 +151,22 @@ def test_forward_mode_is_refused_with_the_way_out(name, use):
             run(f, a)
 
 
+@pytest.mark.parametrize("caller", ["lstsq", "qr_multiply"])
+def test_transposes_are_refused_with_the_way_out(caller):
+    """Of what is linear in its second argument, as far as JAX can see of a call."""
+    a, b = jnp.asarray(matrix((4, 3))), jnp.ones((4, 2))
+
+    def f(b, forward_mode=False):
+        how = {} if caller == "lstsq" else {"adjoint": True, "mode": "complete"}
+        return jax.tree.leaves(getattr(jaxqr, caller)(a, b, **how, forward_mode=forward_mode))[0]
+
+    with pytest.raises(TypeError, match=f"{caller} is not known .* forward_mode=True.*jax.linearize"):
+        jax.linear_transpose(f, b)(f(b))
+    out, linear = jax.linearize(lambda b: f(b, forward_mode=True), b)
+    (transposed,) = jax.linear_transpose(linear, b)(out)
+    assert_close(transposed, jax.vjp(f, b)[1](out)[0], 1e-13)
+
+
 def test_reverse_mode_passes_what_refuses_forward_mode():
     """Through scan, checkpoint, jit, cond and linearize: tangents are staged, then transposed."""
     a = jnp.asarray(matrix((4, 3)))
