@@ -406,39 +406,51 @@ def _solved(
 
     Which factorization, and which parts of it the derivatives are to keep.
     """
-    a_, b_ = lax.stop_gradient((a, b))
     rows, columns = a.shape[-2:]
     if rcond is None and is_wide(rows, columns):
-        # The shortest solution is the augmented system's r for the matrix A^H and g = b.
-        if ridge is None and not forward_mode and at_most(b.shape[-1], rows):
-            root, d, q = constant(least_squares.factor_for_few_products, adjoint(a))
-        else:
-            root, d, q = constant(least_squares.factor, adjoint(a), ridge, None)
-        system = System(a, ridge, None, root, d, q)
-        solution = None if forward_mode else constant(_solution_for_g, system, b)
-        x, y = _shortest(system, b, solution)
-        r = jnp.zeros_like(b) if ridge is None else _residual_of_wide(system, b, solution, y)
-        return r, x, system
-    keep_q = forward_mode or at_most(rows, columns)
+        return _solved_wide(a, b, ridge, forward_mode)
     # Square A keeps its reflectors; above or below a ridge it has none, and Q serves.
     by_q = forward_mode or rcond is not None or (ridge is not None and rows == columns)
     if not by_q and at_most(b.shape[-1], columns):
-        size = units_of_columns(b_)
-        factors = constant(least_squares.factor_and_solve_without_q, a, divided(b, size), ridge)
-        root, d, reflectors, measured = factors
-        x = divided(measured, d) * size
-        system = System(a, ridge, None, root, d, reflectors)
-        r = b_ - matmul(a_, x)
-        spanned = rules.spans(lax.stop_gradient(system))
-        solution = (r if spanned is None else jnp.where(spanned, 0, r)), measured * size
+        solved = _solved_without_q(a, b, ridge)
     else:
         root, d, q = constant(least_squares.factor, a, ridge, rcond)
-        system = System(a, ridge, lax.stop_gradient(rcond), root, d, q if keep_q else None)
+        kept = q if forward_mode or at_most(rows, columns) else None
+        system = System(a, ridge, lax.stop_gradient(rcond), root, d, kept)
         if forward_mode:
             r, _, x = linear_solution(system, b, None)
             return r, x, system
-        solution = constant(_solution, system._replace(q=q), b, None)
-    r, _, x = derive(Solved(system, b, None, *solution), forward_mode)
+        solved = Solved(system, b, None, *constant(_solution, system._replace(q=q), b, None))
+    r, _, x = derive(solved, forward_mode)
+    return r, x, solved.system
+
+
+def _solved_without_q(a: Array, b: Array, ridge: Array | None) -> Solved:
+    """The system and its solution, before derivatives."""
+    a_, b_ = lax.stop_gradient((a, b))
+    size = units_of_columns(b_)
+    factors = constant(least_squares.factor_and_solve_without_q, a, divided(b, size), ridge)
+    root, d, reflectors, measured = factors
+    system = System(a, ridge, None, root, d, reflectors)
+    x = divided(measured, d) * size
+    r = b_ - matmul(a_, x)
+    spanned = rules.spans(lax.stop_gradient(system))
+    r = r if spanned is None else jnp.where(spanned, 0, r)
+    return Solved(system, b, None, r, measured * size)
+
+
+def _solved_wide(
+    a: Array, b: Array, ridge: Array | None, forward_mode: bool
+) -> tuple[Array, Array, System]:
+    """As ``_solved``: the shortest x is the augmented system's r for the matrix A^H and g = b."""
+    if ridge is None and not forward_mode and at_most(b.shape[-1], a.shape[-2]):
+        root, d, q = constant(least_squares.factor_for_few_products, adjoint(a))
+    else:
+        root, d, q = constant(least_squares.factor, adjoint(a), ridge, None)
+    system = System(a, ridge, None, root, d, q)
+    solution = None if forward_mode else constant(_solution_for_g, system, b)
+    x, y = _shortest(system, b, solution)
+    r = jnp.zeros_like(b) if ridge is None else _residual_of_wide(system, b, solution, y)
     return r, x, system
 
 

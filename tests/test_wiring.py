@@ -160,7 +160,8 @@ def test_transposes_are_refused_with_the_way_out(caller):
         how = {} if caller == "lstsq" else {"adjoint": True, "mode": "complete"}
         return jax.tree.leaves(getattr(jaxqr, caller)(a, b, **how, forward_mode=forward_mode))[0]
 
-    with pytest.raises(TypeError, match=f"{caller} is not known .* forward_mode=True.*jax.linearize"):
+    message = f"{caller} is not known .* forward_mode=True.*jax.linearize"
+    with pytest.raises(TypeError, match=message):
         jax.linear_transpose(f, b)(f(b))
     out, linear = jax.linearize(lambda b: f(b, forward_mode=True), b)
     (transposed,) = jax.linear_transpose(linear, b)(out)
