@@ -8,10 +8,9 @@ from jax import Array
 
 from jaxqr import _forward
 from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, varying_alike
-from jaxqr._linalg.algebra import materialized
 from jaxqr._linalg.batching import over_leading_axes
 from jaxqr._linalg.dependence import marks
-from jaxqr._linalg.layouts import by_rows
+from jaxqr._linalg.layouts import by_rows, materialized
 from jaxqr._rules import partial_qr
 
 

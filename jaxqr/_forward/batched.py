@@ -8,8 +8,9 @@ import functools
 import jax.numpy as jnp
 from jax import Array
 
-from jaxqr._linalg.algebra import materialized, select
+from jaxqr._linalg.algebra import select
 from jaxqr._linalg.batching import innermost, outermost
+from jaxqr._linalg.layouts import materialized
 from jaxqr._linalg.reflectors import (
     Group,
     Reflectors,

@@ -20,11 +20,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxqr._forward import householder
-from jaxqr._linalg.algebra import adjoint_matmul, diagonal, materialized, matmul, project
+from jaxqr._linalg.algebra import adjoint_matmul, diagonal, matmul, project
 from jaxqr._linalg.batching import are_known, over_leading_axes
 from jaxqr._linalg.blocked import LONE, Inverted, lower_of_adjoint_product, lower_sum
 from jaxqr._linalg.crossovers import Crossovers
-from jaxqr._linalg.layouts import by_rows
+from jaxqr._linalg.layouts import by_rows, materialized
 from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._linalg.reflectors import abs2
 from jaxqr._linalg.scaling import divided, units_of_columns

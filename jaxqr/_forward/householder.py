@@ -10,7 +10,7 @@ from jax.numpy.linalg import qr as jax_qr
 
 from jaxqr._linalg import reflectors
 from jaxqr._linalg.batching import are_known, over_matrices
-from jaxqr._linalg.layouts import by_rows
+from jaxqr._linalg.layouts import by_rows, materialized
 from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._linalg.reflectors import Reflectors
 from jaxqr._linalg.scaling import divided, units_at_the_ends
@@ -39,7 +39,7 @@ def _factors(a: Array, mode: str, units: Array | None = None) -> tuple[Array, ..
     if mode == "complete":
         v, r = _with_more(v, columns=m - k), _with_more(r, rows=m - k)
     # LAPACK makes Q in the place of v, where R is: had XLA not read R before, it would copy both.
-    v, r = lax.optimization_barrier((v, r))
+    v, r = materialized((v, r))
     return real_diagonal(householder_product(v, taus[..., 0, :]), r)
 
 

@@ -22,11 +22,11 @@ import numpy as np
 from jax import Array, lax
 from jax.numpy.linalg import qr as jax_qr
 
-from jaxqr._linalg.algebra import diagonal, materialized, matmul, solve_left
+from jaxqr._linalg.algebra import diagonal, matmul, solve_left
 from jaxqr._linalg.batching import are_known, over_leading_axes
 from jaxqr._linalg.blocked import LAPACK_TAKES_BATCHES
 from jaxqr._linalg.crossovers import ASLEEP, Crossovers
-from jaxqr._linalg.layouts import by_rows
+from jaxqr._linalg.layouts import by_rows, materialized
 from jaxqr._linalg.reflectors import Reflectors
 from jaxqr._linalg.scaling import divided, units_at_the_ends
 

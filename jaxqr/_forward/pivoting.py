@@ -15,10 +15,10 @@ from jax.lax.linalg import householder_product
 from jax.lax.linalg import qr as jax_qr
 
 from jaxqr._forward import cholesky, householder
-from jaxqr._linalg.algebra import materialized
 from jaxqr._linalg.batching import are_known, batch_aware, smaller
 from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.exporting import unless_exported
+from jaxqr._linalg.layouts import materialized
 from jaxqr._linalg.products import adjoint, matmul, project
 from jaxqr._linalg.reflectors import abs2, magnitude, reflector
 from jaxqr._linalg.scaling import divided, unit_at_the_ends, units_of_columns

@@ -7,21 +7,13 @@ tiny products as a dot is a loop over calls.
 import functools
 import operator
 from collections.abc import Iterable
-from typing import TypeVar
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxqr._linalg import products
 from jaxqr._linalg.batching import are_known, smaller
-
-T = TypeVar("T")
-
-
-def materialized(x: T) -> T:
-    """X, in memory: XLA would compute it anew in each of the loops that read it."""
-    out: T = lax.optimization_barrier(x)
-    return out
+from jaxqr._linalg.layouts import materialized
 
 
 def total(terms: Iterable[Array]) -> Array:

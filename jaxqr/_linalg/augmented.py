@@ -28,16 +28,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxqr._linalg import products, reflectors
-from jaxqr._linalg.algebra import (
-    adjoint,
-    materialized,
-    matmul,
-    project,
-    solve_adjoint_left,
-    solve_left,
-    total,
-)
+from jaxqr._linalg.algebra import adjoint, matmul, project, solve_adjoint_left, solve_left, total
 from jaxqr._linalg.batching import are_known, over_columns, over_matrices
+from jaxqr._linalg.layouts import materialized
 from jaxqr._linalg.scaling import (
     column_units,
     divided,

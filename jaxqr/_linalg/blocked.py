@@ -23,7 +23,6 @@ from jaxqr._linalg.algebra import (
     below_diagonal,
     beside,
     diagonal,
-    materialized,
     matmul,
     select,
     settled,
@@ -33,6 +32,7 @@ from jaxqr._linalg.algebra import (
     total,
 )
 from jaxqr._linalg.batching import are_known, over_leading_axes, unless_any
+from jaxqr._linalg.layouts import materialized
 from jaxqr._linalg.products import adjoint_of_factor
 from jaxqr._linalg.scaling import any_extreme, column_units, divided, unit
 

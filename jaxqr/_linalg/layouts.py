@@ -1,20 +1,29 @@
 """How matrices lie in memory."""
 
+from typing import TypeVar
+
 import jax
 from jax import Array, lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxqr._linalg.exporting import unless_exported
 
+T = TypeVar("T")
+
 # Before JAX 0.11, XLA gathered a sharded batch wherever a layout was asked for.
 LAYOUT_IS_SHARDED = jax.__version_info__ >= (0, 11)
+
+
+def materialized(x: T) -> T:
+    """X, in memory: XLA would compute it anew in each of the loops that read it."""
+    out: T = lax.optimization_barrier(x)
+    return out
 
 
 def by_rows(x: Array) -> Array:
     """X, in memory by rows: else XLA may keep a transpose for a view, and read it slowly."""
     (x,) = laid_out(x)
-    in_memory: Array = lax.optimization_barrier(x)
-    return in_memory
+    return materialized(x)
 
 
 def _by_rows(x: Array) -> list[Array]:

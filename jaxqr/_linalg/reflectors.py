@@ -9,7 +9,6 @@ from jax.lax.linalg import ormqr
 
 from jaxqr._linalg.algebra import (
     above_zeros,
-    materialized,
     matmul,
     project,
     solve_adjoint_left,
@@ -20,6 +19,7 @@ from jaxqr._linalg.algebra import adjoint as conjugate_transpose
 from jaxqr._linalg.batching import are_known, over_columns
 from jaxqr._linalg.crossovers import SUMS_ARE_KEPT
 from jaxqr._linalg.exporting import unless_exported
+from jaxqr._linalg.layouts import materialized
 
 
 class Reflectors(NamedTuple):

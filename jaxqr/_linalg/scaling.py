@@ -10,6 +10,8 @@ import functools
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxqr._linalg.layouts import materialized
+
 
 def unit(largest: Array) -> Array:
     """The power of two next to a magnitude, real; 1 for what is zero or not finite.
@@ -49,8 +51,7 @@ def units_at_the_ends(x: Array) -> Array:
     within = (largest > low) & (largest < high)
     units = jnp.where(within, jnp.ones_like(largest), unit(largest)).astype(x.dtype)
     # XLA would find them anew for each element that it multiplies with them.
-    in_memory: Array = lax.optimization_barrier(units)
-    return in_memory
+    return materialized(units)
 
 
 def unit_at_the_ends(x: Array) -> Array:
@@ -65,8 +66,7 @@ def unit_at_the_ends(x: Array) -> Array:
     within = (low < least) & (most < high) | ~(most < jnp.inf)
     largest_unit = jnp.maximum(unit(most) / high, float(jnp.finfo(x.dtype).tiny))
     unit_of_all = jnp.where(within, 1, unit(largest_unit)).astype(x.dtype)
-    in_memory: Array = lax.optimization_barrier(unit_of_all)
-    return in_memory
+    return materialized(unit_of_all)
 
 
 def _ends(x: Array) -> tuple[float, float]:

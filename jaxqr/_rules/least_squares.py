@@ -42,9 +42,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxqr._linalg.algebra import materialized
 from jaxqr._linalg.augmented import adjoint_times, near_one, product_over, rank, times
 from jaxqr._linalg.batching import at_most, is_wide
+from jaxqr._linalg.layouts import materialized
 from jaxqr._linalg.products import adjoint
 from jaxqr._rules.taylor import from_first, reversed_from
 

@@ -11,7 +11,7 @@ from jax.custom_derivatives import SymbolicZero, zero_from_primal
 from jax.typing import ArrayLike
 
 from jaxqr._arguments import as_array, as_matrices, compute_dtype, flags, result_dtype
-from jaxqr._linalg.algebra import materialized
+from jaxqr._linalg.layouts import materialized
 from jaxqr._linalg.products import solve_adjoint_left, solve_left
 from jaxqr._linalg.ridge import beside, with_ridge, with_zeros
 from jaxqr._linalg.scaling import divided, magnitudes, unit
