@@ -177,7 +177,8 @@ def test_a_large_batch_goes_in_pieces(batch, forward_mode, monkeypatch):
 
     alone = jax.lax.map(gradient, a)
     also_turned = jax.lax.map(turned, a[:3]) if forward_mode else None
-    monkeypatch.setattr(batching, "_PIECE", 40 * batch // 12)
+    monkeypatch.setattr(batching, "_AT_ONCE", 0)
+    monkeypatch.setattr(batching, "_PIECES", 4)
     assert batching._pieces((batch,), [a], 2 if batch < 64 else 64) == 4
     jax.clear_caches()
     assert "dynamic_update_slice" in str(jax.make_jaxpr(gradient)(a))
@@ -203,7 +204,8 @@ def test_a_piece_is_factored_as_the_whole_batch_is(shape, monkeypatch):
         r = jaxqr.qr(a, mode="r")
         return loss(r.mT @ r)
 
-    monkeypatch.setattr(batching, "_PIECE", a.size // 3)
+    monkeypatch.setattr(batching, "_AT_ONCE", 0)
+    monkeypatch.setattr(batching, "_PIECES", 3)
     jax.clear_caches()
     found = jax.jit(jax.grad(of_r))(a)
     assert_close(found, jax.grad(lambda a: loss(a.mT @ a))(a), 1e-11)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxqr._linalg.crossovers import Crossovers
-from jaxqr._linalg.layouts import by_rows, laid_out
+from jaxqr._linalg.layouts import by_rows, laid_out, materialized
 from jaxqr._linalg.tuning import by_platform
 
 
@@ -205,7 +205,8 @@ def unless_any(
 
     def apart(*args: Any, **how: Any) -> Any:
         kept = jax.tree.map(lambda x: laid_out(x)[0], args)
-        wanted = needed(*kept)[..., None, None]
+        # Side by side with the usual way, what is needed for this would take memory as well.
+        kept, wanted = materialized((kept, needed(*kept)[..., None, None]))
         return _corrected(careful, usual(*kept), wanted, kept, axis=0, **how)
 
     def together(*args: Any, **how: Any) -> Any:
@@ -237,7 +238,8 @@ def unless_any(
     )
 
 
-_PIECE = 2**14  # elements
+_AT_ONCE = 2**17  # elements: a megabyte in float64; more are corrected ...
+_PIECES = 10  # ... in so many pieces or more, each of which has the room
 
 
 def _corrected(
@@ -293,15 +295,14 @@ def _corrected(
 
 
 def _pieces(batch: tuple[int, ...], arrays: list[Any], least: float) -> int:
-    """How many of few elements, or as many as may be; the batch must be a multiple of it.
+    """How many there are, by which the batch is divided without a rest.
 
     A piece has that many matrices at ``least``: what chooses an algorithm by the batch must choose
     for a piece what it does for the whole, or Q is not the one that R belongs to.
     """
     if not are_known(*(d for x in arrays for d in x.shape)):
         return 1
-    number, size = math.prod(batch), max(x.size for x in arrays)
-    fewest = max(1, -(-size // _PIECE))
-    most = int(min(4 * fewest, number // least))
+    number = math.prod(batch)
+    most = 1 if max(x.size for x in arrays) <= _AT_ONCE else int(min(4 * _PIECES, number // least))
     may_be = [p for p in range(1, most + 1) if number % p == 0]
-    return next((p for p in may_be if p >= fewest), max(may_be, default=1))
+    return next((p for p in may_be if p >= _PIECES), max(may_be, default=1))
