@@ -205,8 +205,10 @@ def unless_any(
 
     def apart(*args: Any, **how: Any) -> Any:
         kept = jax.tree.map(lambda x: laid_out(x)[0], args)
-        # Side by side with the usual way, what is needed for this would take memory as well.
-        kept, wanted = materialized((kept, needed(*kept)[..., None, None]))
+        wanted = needed(*kept)[..., None, None]
+        if _elements(kept) >= _LARGE:
+            # Side by side, what is needed for this and for the usual way are both in memory.
+            kept, wanted = materialized((kept, wanted))
         return _corrected(careful, usual(*kept), wanted, kept, axis=0, **how)
 
     def together(*args: Any, **how: Any) -> Any:
@@ -238,6 +240,7 @@ def unless_any(
     )
 
 
+_LARGE = 2**20  # elements
 _AT_ONCE = 2**17  # elements: a megabyte in float64; more are corrected ...
 _PIECES = 10  # ... in so many pieces or more, each of which has the room
 
@@ -300,9 +303,16 @@ def _pieces(batch: tuple[int, ...], arrays: list[Any], least: float) -> int:
     A piece has that many matrices at ``least``: what chooses an algorithm by the batch must choose
     for a piece what it does for the whole, or Q is not the one that R belongs to.
     """
-    if not are_known(*(d for x in arrays for d in x.shape)):
+    if _elements(arrays) <= _AT_ONCE:
         return 1
     number = math.prod(batch)
-    most = 1 if max(x.size for x in arrays) <= _AT_ONCE else int(min(4 * _PIECES, number // least))
+    most = int(min(4 * _PIECES, number // least))
     may_be = [p for p in range(1, most + 1) if number % p == 0]
     return next((p for p in may_be if p >= _PIECES), max(may_be, default=1))
+
+
+def _elements(arrays: Any) -> int:
+    """Of the largest array; none where a size is a symbol."""
+    leaves = jax.tree.leaves(arrays)
+    known = are_known(*(d for x in leaves for d in x.shape))
+    return max(x.size for x in leaves) if known else 0
