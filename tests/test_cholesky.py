@@ -137,6 +137,23 @@ def test_in_units_of_the_columns_no_digit_changes(columns):
         np.testing.assert_array_equal(x[1], y[1])
 
 
+@pytest.mark.parametrize("columns", [20, 100])
+def test_the_way_back_keeps_digits_at_the_end_of_the_range(columns):
+    """Where columns are dependent LAPACK factors them, which by itself loses digits there."""
+    a = gaussian((250, columns), "float32")
+    a[:, 5] = a[:, 3]
+    scale = np.float32(2.0**-113)  # 1e-34
+
+    @jax.jit
+    def factors(a):
+        return *jaxqr.qr(a, method="cholesky"), jaxqr.qr(a, method="cholesky", mode="r")
+
+    q, r, alone = map(np.asarray, factors(jnp.asarray(a * scale)))
+    eps = np.finfo(np.float32).eps
+    assert_close(q @ (r / scale), a, 32 * eps)
+    assert_close((alone / scale).T @ (alone / scale), a.T @ a, 32 * eps)
+
+
 def test_the_gradient_and_vmap():
     a = jnp.asarray(np.stack([matrix(SHAPE, cond=c) for c in (1.5, 2.0, 1e9)]))
 

@@ -24,7 +24,7 @@ from jaxqr._linalg.algebra import adjoint_matmul, diagonal, matmul, project
 from jaxqr._linalg.batching import are_known, over_leading_axes
 from jaxqr._linalg.blocked import LONE, Inverted, lower_of_adjoint_product, lower_sum
 from jaxqr._linalg.crossovers import Crossovers
-from jaxqr._linalg.layouts import by_rows, materialized
+from jaxqr._linalg.layouts import materialized
 from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._linalg.reflectors import abs2
 from jaxqr._linalg.scaling import divided, units_of_columns
@@ -59,8 +59,7 @@ def qr(a: Array, mode: str) -> Arrays:
     """(q, r), or (r,) in mode "r", of a (..., m, n), m >= n; the diagonal of R is positive."""
 
     def by_householder(a: Array, *_: Array) -> Arrays:
-        # To divide A here would take one copy of it more, of which every call has the price.
-        return with_positive_diagonal(*householder.within_the_range(by_rows(a), mode))[::-1]
+        return with_positive_diagonal(*householder.qr_in_a_branch(a, mode))[::-1]
 
     if mode == "r":
         return _without_q(by_householder, a)

@@ -25,12 +25,17 @@ def qr(a: Array, mode: str) -> tuple[Array, ...]:
     return _factors(in_units(a, units), mode, units)
 
 
-def within_the_range(a: Array, mode: str) -> tuple[Array, ...]:
-    """Likewise, but digits are lost where columns are near the ends of the type's range."""
-    return _factors(a, mode)
+def qr_in_a_branch(a: Array, mode: str) -> tuple[Array, ...]:
+    """Likewise, in no more memory than LAPACK's copy and Q take.
+
+    From A by rows: else XLA has the copy made in front of the branch, and every call has its room.
+    """
+    a = by_rows(a)
+    units = units_at_the_ends(a)
+    return _factors(divided(a, units), mode, units)
 
 
-def _factors(a: Array, mode: str, units: Array | None = None) -> tuple[Array, ...]:
+def _factors(a: Array, mode: str, units: Array) -> tuple[Array, ...]:
     """(q, r), or (r,), of A times units (..., 1, n)."""
     r, (v, taus) = _raw(a, units)
     m, k = v.shape[-2:]
@@ -47,11 +52,10 @@ def _with_more(x: Array, *, rows: int = 0, columns: int = 0) -> Array:
     return jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, rows), (0, columns)])
 
 
-def _raw(a: Array, units: Array | None = None) -> tuple[Array, Reflectors]:
+def _raw(a: Array, units: Array) -> tuple[Array, Reflectors]:
     """R (..., k, n) of A times units, and the reflectors."""
     stored, q = packed(a)
-    r = jnp.triu(stored)
-    return r if units is None else r * units, q
+    return jnp.triu(stored) * units, q
 
 
 def packed(a: Array) -> tuple[Array, Reflectors]:
