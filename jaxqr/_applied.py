@@ -11,6 +11,7 @@ from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, varying_alike
 from jaxqr._linalg.batching import over_leading_axes
 from jaxqr._linalg.dependence import marks
 from jaxqr._linalg.layouts import by_rows, materialized
+from jaxqr._linalg.products import with_more
 from jaxqr._rules import partial_qr
 
 
@@ -66,8 +67,7 @@ class Applied:
 
 def _whole(c: Array, a: Array) -> Array:
     """C with the rows that are left out."""
-    below = a.shape[-2] - c.shape[-2]
-    return jnp.pad(c, [*[(0, 0)] * (c.ndim - 2), (0, below), (0, 0)])
+    return with_more(c, rows=a.shape[-2] - c.shape[-2])
 
 
 def apply_q(a: Array, r: Array, c: Array, rule: Applied) -> Array:

@@ -117,7 +117,7 @@ def _by_reflectors(
 
 
 def _times(q: Reflectors, r0: Array, r: Array, c: Array, adjoint: bool) -> Array:
-    """Q C or Q^H C for the Q that belongs to r, and by its phases differs from r0's, here q."""
+    """Q C or Q^H C for the Q of r, which is q, that of r0, but for phases."""
 
     def product(q: Reflectors, phases: Array, c: Array) -> Array:
         if adjoint:

@@ -12,6 +12,7 @@ from jaxqr._linalg import reflectors
 from jaxqr._linalg.batching import are_known, over_matrices
 from jaxqr._linalg.layouts import by_rows, materialized
 from jaxqr._linalg.phases import with_positive_diagonal
+from jaxqr._linalg.products import with_more
 from jaxqr._linalg.reflectors import Reflectors
 from jaxqr._linalg.scaling import divided, units_at_the_ends
 
@@ -42,14 +43,10 @@ def _factors(a: Array, mode: str, units: Array) -> tuple[Array, ...]:
     if mode == "r":
         return real_diagonal(r)
     if mode == "complete":
-        v, r = _with_more(v, columns=m - k), _with_more(r, rows=m - k)
+        v, r = with_more(v, columns=m - k), with_more(r, rows=m - k)
     # LAPACK makes Q in the place of v, where R is: had XLA not read R before, it would copy both.
     v, r = materialized((v, r))
     return real_diagonal(householder_product(v, taus[..., 0, :]), r)
-
-
-def _with_more(x: Array, *, rows: int = 0, columns: int = 0) -> Array:
-    return jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, rows), (0, columns)])
 
 
 def _raw(a: Array, units: Array) -> tuple[Array, Reflectors]:

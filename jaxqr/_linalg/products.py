@@ -15,6 +15,11 @@ _ROWS = 2048  # of a sum that is taken term by term
 _LEAST_COLUMNS = 192  # of Y, for X^H Y to be worth a copy of X
 
 
+def with_more(x: Array, *, rows: int = 0, columns: int = 0) -> Array:
+    """X (..., m, n), and so many rows and columns of zeros behind its own."""
+    return jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, rows), (0, columns)])
+
+
 def adjoint(x: Array) -> Array:
     """The conjugate transpose of x (..., m, n)."""
     return jnp.conj(x.mT)
