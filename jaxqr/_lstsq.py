@@ -44,6 +44,7 @@ from jaxqr._linalg.augmented import (
 from jaxqr._linalg.batching import at_most, is_wide, over_leading_axes
 from jaxqr._linalg.dependence import ROUNDING, dependent_columns, first_dependent
 from jaxqr._linalg.exporting import serializable
+from jaxqr._linalg.layouts import materialized
 from jaxqr._linalg.products import adjoint, matmul
 from jaxqr._linalg.reflectors import abs2
 from jaxqr._linalg.scaling import divided, magnitudes, unit, units_of_columns
@@ -350,7 +351,7 @@ def _of_nothing(a: Array, b: Array, ridge: Array | None, batch: tuple[int, ...])
     covariance = jnp.zeros((*batch, n, n), a.dtype)
     if ridge is not None:
         each = jnp.broadcast_to(ridge, batch)[..., None, None]
-        covariance = _identity(n, covariance) / each.astype(a.dtype)
+        covariance = _over(each, _identity(n, covariance))
     rss = jnp.sum(abs2(b), axis=-2)
     return LeastSquares(
         x=jnp.zeros((*batch, n, nrhs), a.dtype),
@@ -383,20 +384,46 @@ def _solve_columns(
 
     Where the ridge is infinite, x is zero whatever A is, and so are all derivatives.
     """
-    if ridge is None:
-        r, x, system = _solved(a, b, None, rcond, forward_mode)
-    else:
-        infinite = ridge == jnp.inf
-        finite = jnp.where(infinite, 1, ridge)
-        r, x, system = _solved(a, b, finite, rcond, forward_mode)
-        r, x = jnp.where(infinite, b, r), jnp.where(infinite, 0 * x, x)
+    infinite = None if ridge is None else ridge == jnp.inf
+    finite = None if ridge is None else jnp.where(infinite, 1, ridge)
+    r, x, system = _solved(a, b, finite, rcond, forward_mode)
+    if infinite is not None:
+        x = jnp.where(infinite, 0 * x, x)
     lost = constant(first_dependent, _triangle(system)) if check_rank else None
     if not full:
         return (x, None), (None, None, lost)
+    by_y = rules.is_adjoint(system)
+    if finite is not None and a.shape[-2] == a.shape[-1]:
+        # Where the ridge is small, b - A x is rounding, and -ridge y is not.
+        (r, _, _), by_y = _solved_wide(a, b, finite, forward_mode), True
     covariance = _covariance(system, forward_mode)
-    if ridge is not None:
+    if infinite is not None:
+        r = jnp.where(infinite, b, r)
         covariance = jnp.where(infinite, 0 * covariance, covariance)
-    return (x, jnp.sum(abs2(r), axis=-2)), (_rank(system), covariance, lost)
+    rss = jnp.sum(abs2(r), axis=-2) if by_y else _sum_of_squares(r, x, a, b, finite)
+    return (x, rss), (_rank(system), covariance, lost)
+
+
+@jax.custom_jvp
+def _sum_of_squares(r: Array, x: Array, a: Array, b: Array, ridge: Array | None) -> Array:
+    """||r||^2 (..., nrhs), for the r and x of these A, b and ridge."""
+    return jnp.sum(abs2(r), axis=-2)
+
+
+@_sum_of_squares.defjvp
+def _derivative_of_sum_of_squares(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """2 Re r^H (db - dA x) - 2 ridge Re x^H dx: A^H r is ridge x, in r^H dr it would be rounding."""
+    r, x, a, b, ridge = primals
+    _, dx, da, db, _ = tangents
+    half = _real_products(r, db - matmul(da, x))
+    if ridge is not None:
+        half = half - ridge[..., 0] * _real_products(x, dx)
+    return _sum_of_squares(r, x, a, b, ridge), 2 * half
+
+
+def _real_products(x: Array, y: Array) -> Array:
+    """Re x_j^H y_j of each column, (..., nrhs)."""
+    return jnp.sum((jnp.conj(x) * y).real, axis=-2)
 
 
 def _solved(
@@ -442,12 +469,17 @@ def _solved_without_q(a: Array, b: Array, ridge: Array | None) -> Solved:
 def _solved_wide(
     a: Array, b: Array, ridge: Array | None, forward_mode: bool
 ) -> tuple[Array, Array, System]:
-    """As ``_solved``: the shortest x is the augmented system's r for the matrix A^H and g = b."""
+    """As ``_solved``: the shortest x is the augmented system's r for the matrix A^H and g = b.
+
+    Square A can come this way too.
+    """
+    across = adjoint(a)
     if ridge is None and not forward_mode and at_most(b.shape[-1], a.shape[-2]):
-        root, d, q = constant(least_squares.factor_for_few_products, adjoint(a))
+        root, d, q = constant(least_squares.factor_for_few_products, across)
     else:
-        root, d, q = constant(least_squares.factor, adjoint(a), ridge, None)
-    system = System(a, ridge, None, root, d, q)
+        root, d, q = constant(least_squares.factor, across, ridge, None)
+    # Of wide A, the rules know that A^H is meant.
+    system = System(a if is_wide(*a.shape[-2:]) else across, ridge, None, root, d, q)
     solution = None if forward_mode else constant(_solution_for_g, system, b)
     x, y = _shortest(system, b, solution)
     r = jnp.zeros_like(b) if ridge is None else _residual_of_wide(system, b, solution, y)
@@ -455,19 +487,19 @@ def _solved_wide(
 
 
 def _shortest(system: System, b: Array, solution: list[Array] | None) -> tuple[Array, Array]:
-    """x of a wide A, and y of A A^H y + ridge y = -b; None for the solution is forward mode."""
+    """x of a wide A, and d y of A A^H y + ridge y = -b; None for the solution is forward mode."""
     d = system.d
     if solution is not None:
-        x, _, y = derive(Solved(system, None, b / d, *solution), forward_mode=False)
+        x, y, _ = derive(Solved(system, None, b / d, *solution), forward_mode=False)
         return x, y
     # As near_one does, but linear in b, and half of it for what goes the other way.
     half = unit(jnp.sqrt(middle(d).real)).astype(d.dtype)
     x, y = (x / half for x in linear_solution(system, None, b / beside_one(d, half))[:2])
-    return x, y / d
+    return x, y
 
 
 def _residual_of_wide(system: System, b: Array, solution: list[Array] | None, y: Array) -> Array:
-    """b - A x = -ridge y, without rounding of the size of b.
+    """b - A x = -ridge y, without rounding of the size of b. Of y, which can overflow, comes d y.
 
     Where the ridge is large, both factors have a derivative in it and nearly none is left of
     their sum. So it is that of A / sqrt(ridge) with 1 for a ridge, which are factored already.
@@ -483,7 +515,7 @@ def _residual_of_wide(system: System, b: Array, solution: list[Array] | None, y:
     )
     in_its_units = None if solution is None else [x * held for x in solution]
     _, of_root = _shortest(of_one, b, in_its_units)
-    return -jnp.where(counts, of_root, ridge.astype(a.dtype) * y)
+    return -jnp.where(counts, of_root / of_one.d, ridge.astype(a.dtype) / system.d * y)
 
 
 def _rank(system: System) -> Array:
@@ -513,8 +545,14 @@ def _covariance(system: System, forward_mode: bool) -> Array:
     elif ridge is None:
         covariance = matmul(r, adjoint(r))  # r is A^+
     else:
-        covariance = (_identity(n, a) - matmul(r, a)) / ridge.astype(a.dtype)
+        covariance = _over(ridge, _identity(n, a) - matmul(r, a))
     return covariance
+
+
+def _over(ridge: Array, x: Array) -> Array:
+    """X / ridge, whose derivative would have 1 / ridge^2, out of range before 1 / ridge is."""
+    root = jnp.sqrt(ridge).astype(x.dtype)
+    return materialized(x / root) / root
 
 
 def _identity(n: int, a: Array) -> Array:

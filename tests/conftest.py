@@ -15,10 +15,22 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
 os.environ["JAXQR_TUNING"] = "none"  # nothing that was measured on the machine at hand
 
 import jax
+import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_of_one_file():
+    """The programs that a file compiled go with it.
+
+    Each is mapped into memory in a dozen pieces, and those of all files together come near what
+    Linux lets one process have (vm.max_map_count, 65530), beyond which the process dies.
+    """
+    yield
+    jax.clear_caches()
 
 
 def pytest_addoption(parser):

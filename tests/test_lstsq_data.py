@@ -129,19 +129,85 @@ def test_no_residual(options):
     assert jaxqr.lstsq(square, right, **options, full=True).rss == 0
 
 
-@pytest.mark.parametrize("forward_mode", [False, True])
-def test_sum_of_squares_of_wide_systems_by_the_ridge(forward_mode):
-    """Of large ridges nearly nothing is left of what the two factors of ridge y have of them."""
-    a, b = gaussian((4, 9), "float32"), gaussian((4,), "float32")
-    ridges = np.array([0, 1e-4, 1, 1e3, 1e6, 1e9], "float32")
+def sum_of_squares(a, b, ridge):
+    """||b - A x||^2, its gradient by A, its two derivatives by the ridge, from A = U S V^H.
 
-    def rss(ridge):
+    What is left of c = U^H b is ridge / (s^2 + ridge) of it, and x = V fit c.
+    """
+    u, s, vh = np.linalg.svd(a)
+    k, v = s.size, vh[: s.size].conj().T
+    s, c = np.pad(s, (0, len(a) - k)), u.conj().T @ b
+    total = np.where(s**2 + ridge > 0, s**2 + ridge, 1)
+    left, fit = np.where(s**2 + ridge > 0, ridge / total, 1), s / total
+    a_bar = np.outer(u @ (left**2 * c), (v @ (fit * c)[:k]).conj())
+    a_bar += np.outer(u @ (left * c), (v @ (left * fit * c)[:k]).conj())
+    of_b = np.abs(c) ** 2
+    by_ridge = 2 * np.sum(of_b * left * fit**2)
+    twice = 2 * np.sum(of_b * fit**2 * (s**2 - 2 * ridge) / total**2)
+    return np.sum(of_b * left**2), -2 * a_bar.conj(), by_ridge, twice
+
+
+@WIRINGS
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("shape", [(9, 4), (4, 4), (4, 9)], ids=str)
+def test_sum_of_squares_with_a_ridge(shape, dtype, forward_mode):
+    """To the last digits for every ridge, however little of b is left, or of what cancels."""
+    a, b = gaussian(shape, dtype), gaussian(shape[:1], dtype)
+    ridges = np.array([0, 1e-14, 1e-6, 1e-4, 1, 1e3, 1e6, 1e9], "float32")
+
+    def rss(a, ridge):
         return jaxqr.lstsq(a, b, ridge=ridge, full=True, forward_mode=forward_mode).rss
 
-    u, s, _ = np.linalg.svd(a.astype("float64"), full_matrices=False)
-    of_b, wide = (u.T @ b) ** 2, ridges.astype("float64")[:, None]
-    expected = np.sum(2 * of_b * s**2 * wide / (s**2 + wide) ** 3, axis=1)
-    np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(rss)))(ridges), expected, rtol=1e-4)
+    def all_of_it(a, ridge):
+        by_ridge = jax.grad(rss, argnums=1)
+        return rss(a, ridge), jax.grad(rss)(a, ridge), *jax.value_and_grad(by_ridge, 1)(a, ridge)
+
+    ours = map(np.asarray, jax.jit(jax.vmap(all_of_it, (None, 0)))(a, ridges))
+    a, b = (x.astype(np.result_type(dtype, "float64")) for x in (a, b))
+    for ridge, *found in zip(ridges, *ours, strict=True):
+        for one, two in zip(found, sum_of_squares(a, b, float(ridge)), strict=True):
+            if norm(two) > 1e-30:  # what is less may leave the range on its way
+                assert norm(one - two) <= 1e-4 * norm(two)
+            else:
+                assert norm(one) <= 1e-29
+        if ridge == 0:
+            assert found[2] == 0
+            assert shape[0] > shape[1] or found[0] == norm(found[1]) == 0
+
+
+@WIRINGS
+@pytest.mark.parametrize("shape", [(9, 4), (4, 4), (4, 9)], ids=str)
+def test_sum_of_squares_without_a_ridge_at_the_ends_of_the_range(shape, forward_mode):
+    """Where A A^H or its inverse is out of range, a ridge that is zero leaves zeros of zeros."""
+    a, b = gaussian(shape, "float32"), gaussian(shape[:1], "float32")
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1))
+    def run(a, ridge):
+        return jaxqr.lstsq(a, b, ridge=ridge, full=True, forward_mode=forward_mode).rss
+
+    expected, (a_bar, _) = run(a, jnp.float32(0))
+    for s in np.array([2.0**-100, 2.0**100], "float32"):
+        rss, (of_a, of_ridge) = run(s * a, jnp.float32(0))
+        np.testing.assert_allclose(rss, expected, rtol=1e-5)
+        assert norm(of_a * s - a_bar) <= 1e-5 * norm(a_bar)
+        assert of_ridge == 0
+
+
+def test_covariance_that_is_not_used_has_no_part_in_the_derivative():
+    """The derivative of 1 / ridge is out of range before 1 / ridge is."""
+    a, b = jnp.asarray(gaussian((2, 3), "float32")), jnp.asarray(gaussian((2,), "float32"))
+    solve = functools.partial(jaxqr.lstsq, a, b, full=True)
+    slope = jax.jit(jax.grad(lambda ridge: solve(ridge=ridge).x.sum()))
+
+    @jax.jit
+    @jax.grad
+    def beside(ridge):
+        out = solve(ridge=ridge)
+        return out.x.sum() + jnp.sum(0 * out.covariance)
+
+    for ridge in np.array([1e-37, 1e-30, 1e-20, 1], "float32"):
+        np.testing.assert_allclose(beside(ridge), slope(ridge), rtol=1e-5)
 
 
 @pytest.mark.parametrize("forward_mode", [False, True])

@@ -137,7 +137,8 @@ def pullback(
         for t, s in ((x, x_bar), (xi, g)):
             if s is not None:
                 pairs.append((apply.w(system, t), apply.null_part(system, s)))
-    products = (jnp.conj(xi / system.d) * (x / system.d)).real
+    # x / d alone may overflow, beside an xi of zeros too.
+    products = (jnp.conj(xi / system.d) * x / system.d).real
     ridge_bar = jnp.sum(products, axis=(-2, -1), keepdims=True)
     return Solved(
         _cotangent(system, pairs, None if system.ridge is None else ridge_bar),
