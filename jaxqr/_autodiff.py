@@ -317,10 +317,15 @@ def _in_front(operands: Any, dims: Any, present: tuple[bool, ...]) -> tuple[Arra
     """The residuals and their batch axes; tangents or cotangents with theirs in front."""
     residuals, given = _unpack(operands, present)
     axes, given_dims = _unpack(dims, present)
-    size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
+    first, at = next((x, d) for x, d in zip(operands, dims, strict=True) if d is not None)
+
+    def in_front(x: Array, d: int | None) -> Array:
+        if d is None:  # sharded as what is mapped
+            return jax.vmap(lambda _, x: x, (at, None))(first, x)
+        return jnp.moveaxis(x, d, 0)
+
     fronted = tuple(
-        None if x is None else batching.bdim_at_front(x, d, size)
-        for x, d in zip(given, given_dims, strict=True)
+        None if x is None else in_front(x, d) for x, d in zip(given, given_dims, strict=True)
     )
     return residuals, axes, fronted
 

@@ -41,7 +41,7 @@ from jaxqr._linalg.augmented import (
     solve_augmented,
     solve_augmented_without_q,
 )
-from jaxqr._linalg.batching import at_most, is_wide, over_leading_axes
+from jaxqr._linalg.batching import at_most, is_wide, over_leading_axes, with_batch_of
 from jaxqr._linalg.dependence import ROUNDING, dependent_columns, first_dependent
 from jaxqr._linalg.exporting import serializable
 from jaxqr._linalg.layouts import materialized
@@ -333,16 +333,10 @@ def _real_or_complex(
             )
         return out, lost
     a = jnp.broadcast_to(a, (*batch, m, n))
-    if ridge is not None:  # sharded as A is, and so is its cotangent
-        each = over_leading_axes(lambda a: jnp.zeros_like(a.real, shape=(1, 1)))(a)
-        ridge = each + jnp.broadcast_to(ridge, batch)[..., None, None]
-    return _solve(
-        a,
-        jnp.broadcast_to(b, (*batch, m, nrhs)),
-        ridge,
-        rcond,
-        **options,
-    )
+    if ridge is not None:
+        ridge = with_batch_of(a, jnp.broadcast_to(ridge, batch)[..., None, None])
+    b = b if b.shape[:-2] == batch else with_batch_of(a, b)
+    return _solve(a, b, ridge, rcond, **options)
 
 
 def _of_nothing(a: Array, b: Array, ridge: Array | None, batch: tuple[int, ...]) -> LeastSquares:

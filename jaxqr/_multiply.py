@@ -29,7 +29,7 @@ from jaxqr._autodiff import (
     varying_alike,
     with_more_columns,
 )
-from jaxqr._linalg.batching import smaller
+from jaxqr._linalg.batching import smaller, with_batch_of
 
 
 @by_name
@@ -212,6 +212,8 @@ def _over_batches(multiply: Callable[..., Any], a: Array, c: Array) -> tuple[Arr
     order = [*shared, len(batch), *alone, len(batch) + 1]
     sizes = [batch[i] for i in shared]
 
+    if c.shape[:-2] != batch == a.shape[:-2]:
+        c = with_batch_of(a, c)
     columns = jnp.broadcast_to(c, (*batch, *c.shape[-2:])).transpose(order)
     after = columns.shape[len(shared) + 1 :]
     product, r = multiply(

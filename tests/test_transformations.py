@@ -354,6 +354,11 @@ def test_no_tracer_leaks(f):
         lambda a: jaxqr.lstsq(a, a, ridge=0.1),
         lambda a: jaxqr.lstsq(a, a, forward_mode=True),
         lambda a: jaxqr.lstsq(a, a, ridge=0.1, forward_mode=True, full=True),
+        lambda a: jaxqr.lstsq(a, np.ones(SHAPE[0]), full=True),
+        lambda a: jaxqr.lstsq(a, np.ones((1, *SHAPE)), forward_mode=True),
+        jax.vmap(lambda a: jaxqr.lstsq(a, np.ones(SHAPE[0]), ridge=0.1, full=True)),
+        jax.vmap(lambda a: jaxqr.qr_multiply(a, np.ones(SHAPE[1]))),
+        lambda a: jaxqr.qr_multiply(a, np.ones((1, *SHAPE)), adjoint=True),
         jax.shard_map(jaxqr.pivoted_qr, in_specs=P("i"), out_specs=P("i")),
     ],
 )

@@ -85,9 +85,10 @@ def batch_aware(
     def rule(axis_size: int, in_batched: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         if not jax.tree.leaves(in_batched)[0]:
             return _as_usual(f, axis_size, in_batched, *args)
+        first = jax.tree.leaves(args)[0]
 
         def with_axis(x: Array, batched: bool) -> Array:
-            return x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+            return x if batched else jax.vmap(lambda _, x: x, (0, None))(first, x)
 
         out = aware(*jax.tree.map(with_axis, args, in_batched))
         return out, jax.tree.map(lambda _: True, out)
@@ -174,6 +175,12 @@ def over_leading_axes(f: Callable[..., Any]) -> Callable[..., Any]:
         return over(*args)
 
     return mapped
+
+
+def with_batch_of(a: Array, x: Array) -> Array:
+    """X (..., rows, columns) with all batch axes of A, and sharded as A is."""
+    zeros: Array = over_leading_axes(lambda _: jnp.zeros(x.shape[-2:], x.dtype))(a)
+    return zeros + jnp.broadcast_to(x, zeros.shape)
 
 
 def over_matrices(f: Callable[..., Any]) -> Callable[..., Any]:
