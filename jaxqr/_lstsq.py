@@ -154,7 +154,8 @@ def lstsq(
         rcond the number of columns (rows of wide A) that do not depend on those before them, where
         [A; sqrt(ridge) I] stands for A; and (A^H A + ridge I)^+ (..., n, n), which times the
         variance of the noise in b is the covariance of x (with a ridge, for m < n, not finite at
-        0). What is not used of it costs nothing under ``jit``.
+        0). What is not used of it costs nothing under ``jit``; the sum of squares takes another
+        factorization of square A with a ridge, of which it has all digits that are left.
 
     Raises:
         ValueError: a has fewer than two axes; b none; rows or batch axes do not match; rcond is
@@ -406,7 +407,7 @@ def _sum_of_squares(r: Array, x: Array, a: Array, b: Array, ridge: Array | None)
 
 @_sum_of_squares.defjvp
 def _derivative_of_sum_of_squares(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    """2 Re r^H (db - dA x) - 2 ridge Re x^H dx: A^H r is ridge x, in r^H dr it would be rounding."""
+    """2 Re r^H (db - dA x) - 2 ridge Re x^H dx, for A^H r = ridge x: r^H dr has it as rounding."""
     r, x, a, b, ridge = primals
     _, dx, da, db, _ = tangents
     half = _real_products(r, db - matmul(da, x))
