@@ -319,10 +319,11 @@ def _in_front(operands: Any, dims: Any, present: tuple[bool, ...]) -> tuple[Arra
     axes, given_dims = _unpack(dims, present)
     first, at = next((x, d) for x, d in zip(operands, dims, strict=True) if d is not None)
 
-    def in_front(x: Array, d: int | None) -> Array:
-        if d is None:  # sharded as what is mapped
-            return jax.vmap(lambda _, x: x, (at, None))(first, x)
-        return jnp.moveaxis(x, d, 0)
+    def in_front(x: Array, d: Any) -> Array:
+        if d is not None:
+            return jnp.moveaxis(x, d, 0)
+        like_the_first: Array = jax.vmap(lambda _, x: x, (at, None))(first, x)  # sharded so, too
+        return like_the_first
 
     fronted = tuple(
         None if x is None else in_front(x, d) for x, d in zip(given, given_dims, strict=True)

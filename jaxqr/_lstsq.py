@@ -379,8 +379,10 @@ def _solve_columns(
 
     Where the ridge is infinite, x is zero whatever A is, and so are all derivatives.
     """
-    infinite = None if ridge is None else ridge == jnp.inf
-    finite = None if ridge is None else jnp.where(infinite, 1, ridge)
+    infinite, finite = None, None
+    if ridge is not None:
+        infinite = jnp.equal(ridge, jnp.inf)
+        finite = jnp.where(infinite, 1, ridge)
     r, x, system = _solved(a, b, finite, rcond, forward_mode)
     if infinite is not None:
         x = jnp.where(infinite, 0 * x, x)
@@ -508,9 +510,12 @@ def _residual_of_wide(system: System, b: Array, solution: list[Array] | None, y:
     of_one = system._replace(
         a=divided(a, root), ridge=jnp.ones_like(ridge), d=divided(system.d, held)
     )
-    in_its_units = None if solution is None else [x * held for x in solution]
-    _, of_root = _shortest(of_one, b, in_its_units)
-    return -jnp.where(counts, of_root / of_one.d, ridge.astype(a.dtype) / system.d * y)
+    # Where it does not count, of nothing, in no units: what is not used may be out of range.
+    b, *in_its_units = (jnp.where(counts, x, 0) for x in (b, *(solution or ())))
+    in_its_units = [x * held for x in in_its_units]
+    _, of_root = _shortest(of_one, b, None if solution is None else in_its_units)
+    of_root = of_root / jnp.where(counts, of_one.d, 1)
+    return -jnp.where(counts, of_root, ridge.astype(a.dtype) / system.d * y)
 
 
 def _rank(system: System) -> Array:
