@@ -33,10 +33,12 @@ from jaxqr._autodiff import (
     with_more_columns,
 )
 from jaxqr._forward import least_squares
+from jaxqr._linalg.algebra import total
 from jaxqr._linalg.augmented import (
     beside_one,
     middle,
     near_one,
+    product_over,
     rank,
     solve_augmented,
     solve_augmented_without_q,
@@ -397,30 +399,12 @@ def _solve_columns(
     if infinite is not None:
         r = jnp.where(infinite, b, r)
         covariance = jnp.where(infinite, 0 * covariance, covariance)
-    rss = jnp.sum(abs2(r), axis=-2) if by_y else _sum_of_squares(r, x, a, b, finite)
+    if by_y:
+        rss = jnp.sum(abs2(r), axis=-2)
+    else:
+        leaves, structure = jax.tree.flatten((r, x, a, b, finite))
+        (rss,) = differentiated(SumOfSquares(structure), forward_mode)(*varying_alike(leaves))
     return (x, rss), (_rank(system), covariance, lost)
-
-
-@jax.custom_jvp
-def _sum_of_squares(r: Array, x: Array, a: Array, b: Array, ridge: Array | None) -> Array:
-    """||r||^2 (..., nrhs), for the r and x of these A, b and ridge."""
-    return jnp.sum(abs2(r), axis=-2)
-
-
-@_sum_of_squares.defjvp
-def _derivative_of_sum_of_squares(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    """2 Re r^H (db - dA x) - 2 ridge Re x^H dx, for A^H r = ridge x: r^H dr has it as rounding."""
-    r, x, a, b, ridge = primals
-    _, dx, da, db, _ = tangents
-    half = _real_products(r, db - matmul(da, x))
-    if ridge is not None:
-        half = half - ridge[..., 0] * _real_products(x, dx)
-    return _sum_of_squares(r, x, a, b, ridge), 2 * half
-
-
-def _real_products(x: Array, y: Array) -> Array:
-    """Re x_j^H y_j of each column, (..., nrhs)."""
-    return jnp.sum((jnp.conj(x) * y).real, axis=-2)
 
 
 def _solved(
@@ -651,6 +635,8 @@ class Solution:
 
     def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
         """Cotangents of the arguments; None for the constants."""
+        if all(bar is None for bar in cotangents):  # a sum of squares has none for r
+            return (None,) * self.structure.num_leaves
         solved = self.structure.unflatten(residuals)
         bars = rules.pullback(operators(self.forward_mode), solved, *cotangents)
         return tuple(self.structure.flatten_up_to(bars))
@@ -675,6 +661,68 @@ class Solution:
         """The series of the arguments, and (r, x, x / d)."""
         solved = self.structure.unflatten(residuals[0])
         return residuals, (solved.r, solved.x, solved.x / solved.system.d)
+
+
+@dataclasses.dataclass(frozen=True)
+class SumOfSquares:
+    """||r||^2 (..., nrhs), with its derivative. Arguments are the leaves of (r, x, a, b, ridge).
+
+    Of the derivative 2 Re r^H dr, with dr = db - dA x - A dx, r^H A dx is ridge x^H dx: as a
+    product it would be rounding where the ridge is small.
+    """
+
+    structure: Any
+    caller = "lstsq"
+
+    def forward(self, *args: Array) -> Arrays:
+        """(||r||^2,)."""
+        r, *_ = self.structure.unflatten(args)
+        return (jnp.sum(abs2(r), axis=-2),)
+
+    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
+        """The arguments."""
+        return args
+
+    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
+        """Cotangents of x, A and b."""
+        r, x, _, _, ridge = self.structure.unflatten(residuals)
+        (bar,) = cotangents
+        assert bar is not None
+        twice = (2 * bar[..., None, :]).astype(r.dtype)
+        b_bar = twice * r
+        a_bar = product_over(-b_bar, jnp.ones_like(r[..., :1, :1]), x, as_adjoint=False)
+        x_bar = None if ridge is None else -twice * ridge.astype(x.dtype) * x
+        return tuple(self.structure.flatten_up_to((None, x_bar, a_bar, b_bar, None)))
+
+    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
+        """(2 Re r^H (db - dA x) - 2 ridge Re x^H dx,)."""
+        r, x, _, _, ridge = self.structure.unflatten(residuals)
+        _, dx, da, db, _ = self.structure.unflatten(tangents)
+        half = jnp.zeros_like(r.real[..., 0, :])
+        if db is not None:
+            half = half + _real_products(r, db)
+        if da is not None:
+            half = half - _real_products(r, matmul(da, x))
+        if ridge is not None and dx is not None:
+            half = half - ridge[..., 0] * _real_products(x, dx)
+        return (2 * half,)
+
+    def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
+        """The series of (||r||^2,)."""
+        rs = [self.structure.unflatten(term)[0] for term in args]
+        products = [
+            total(_real_products(rs[i], rs[d - i]) for i in range(d + 1)) for d in range(len(rs))
+        ]
+        return [wire(self)(*args[0]), *((x,) for x in products[1:])]
+
+    def recovered(self, residuals: list[Arrays]) -> tuple[list[Arrays], Arrays | None]:
+        """The series of the arguments."""
+        return residuals, None
+
+
+def _real_products(x: Array, y: Array) -> Array:
+    """Re x_j^H y_j of each column, (..., nrhs)."""
+    return jnp.sum((jnp.conj(x) * y).real, axis=-2)
 
 
 @dataclasses.dataclass(frozen=True)
