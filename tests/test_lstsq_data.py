@@ -175,6 +175,23 @@ def test_sum_of_squares_with_a_ridge(shape, dtype, forward_mode):
             assert shape[0] > shape[1] or found[0] == norm(found[1]) == 0
 
 
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_tangent_of_the_sum_of_squares(dtype):
+    """The gradient is not made of it, in neither wiring: it has to be its adjoint."""
+
+    def rss(a, b, ridge):
+        return jaxqr.lstsq(a, b, ridge=ridge, full=True, forward_mode=True).rss
+
+    at = gaussian((9, 4), dtype), gaussian((9,), dtype), np.float64(3)
+    along = gaussian((9, 4), dtype, seed=1), gaussian((9,), dtype, seed=2), np.float64(2)
+    bars = jax.jit(jax.grad(rss, argnums=(0, 1, 2)))(*at)
+    for i in range(3):  # each by itself, for they could make up for one another
+        dots = [x if i == j else 0 * x for j, x in enumerate(along)]
+        _, dot = jax.jit(lambda *xs: jax.jvp(rss, xs[:3], xs[3:]))(*at, *dots)
+        expected = np.sum(np.asarray(bars[i]) * along[i]).real
+        assert abs(dot - expected) <= 1e-12 * norm(bars[i]) * norm(along[i])
+
+
 @WIRINGS
 @pytest.mark.parametrize("shape", [(9, 4), (4, 4), (4, 9)], ids=str)
 def test_sum_of_squares_without_a_ridge_at_the_ends_of_the_range(shape, forward_mode):
