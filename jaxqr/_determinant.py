@@ -20,9 +20,9 @@ from jaxqr._autodiff import (
 )
 from jaxqr._forward import least_squares
 from jaxqr._linalg.exporting import serializable
-from jaxqr._lstsq import operators
 from jaxqr._rules import determinant as rules
 from jaxqr._rules.least_squares import System
+from jaxqr._solution import operators
 
 
 @serializable

@@ -1,6 +1,5 @@
 """Least squares."""
 
-import dataclasses
 import functools
 from typing import Any, Literal, NamedTuple, cast, overload
 
@@ -21,29 +20,10 @@ from jaxqr._arguments import (
     require_rank,
     result_dtype,
 )
-from jaxqr._autodiff import (
-    NO_TAYLOR,
-    Arrays,
-    MaybeArrays,
-    Wiring,
-    constant,
-    differentiated,
-    linear,
-    varying_alike,
-    with_more_columns,
-)
+from jaxqr._autodiff import constant, differentiated, varying_alike, with_more_columns
 from jaxqr._forward import least_squares
-from jaxqr._linalg.algebra import total
-from jaxqr._linalg.augmented import (
-    beside_one,
-    middle,
-    near_one,
-    product_over,
-    rank,
-    solve_augmented,
-    solve_augmented_without_q,
-)
-from jaxqr._linalg.batching import at_most, is_wide, over_leading_axes, with_batch_of
+from jaxqr._linalg.augmented import beside_one, middle, rank
+from jaxqr._linalg.batching import at_most, is_wide, with_batch_of
 from jaxqr._linalg.dependence import ROUNDING, dependent_columns, first_dependent
 from jaxqr._linalg.exporting import serializable
 from jaxqr._linalg.layouts import materialized
@@ -51,7 +31,15 @@ from jaxqr._linalg.products import adjoint, matmul
 from jaxqr._linalg.reflectors import abs2
 from jaxqr._linalg.scaling import divided, magnitudes, unit, units_of_columns
 from jaxqr._rules import least_squares as rules
-from jaxqr._rules.least_squares import Operators, Solved, System
+from jaxqr._rules.least_squares import Solved, System
+from jaxqr._solution import (
+    SumOfSquares,
+    derive,
+    linear_solution,
+    operators,
+    solution_for_g,
+    solution_of,
+)
 
 
 @serializable
@@ -428,7 +416,7 @@ def _solved(
         if forward_mode:
             r, _, x = linear_solution(system, b, None)
             return r, x, system
-        solved = Solved(system, b, None, *constant(_solution, system._replace(q=q), b, None))
+        solved = Solved(system, b, None, *constant(solution_of, system._replace(q=q), b, None))
     r, _, x = derive(solved, forward_mode)
     return r, x, solved.system
 
@@ -461,7 +449,7 @@ def _solved_wide(
         root, d, q = constant(least_squares.factor, across, ridge, None)
     # Of wide A, the rules know that A^H is meant.
     system = System(a if is_wide(*a.shape[-2:]) else across, ridge, None, root, d, q)
-    solution = None if forward_mode else constant(_solution_for_g, system, b)
+    solution = None if forward_mode else constant(solution_for_g, system, b)
     x, y = _shortest(system, b, solution)
     r = jnp.zeros_like(b) if ridge is None else _residual_of_wide(system, b, solution, y)
     return r, x, system
@@ -542,222 +530,3 @@ def _over(ridge: Array, x: Array) -> Array:
 def _identity(n: int, a: Array) -> Array:
     """(..., n, n), with the batch axes of a."""
     return jnp.broadcast_to(jnp.eye(n, dtype=a.dtype), (*a.shape[:-2], n, n))
-
-
-# The wiring. The derivative of the solution is a solution of the same system, and so on.
-
-
-def derive(solved: Solved, forward_mode: bool) -> tuple[Array, Array, Array]:
-    """(r, x, x / d) as functions of A, ridge, f and g; factors and solution count as constants."""
-    leaves, structure = jax.tree.flatten(solved)
-    function = differentiated(Solution(structure, forward_mode), forward_mode)
-    r, x, unmeasured = function(*varying_alike(leaves))
-    return r, x, unmeasured
-
-
-def linear_solution(system: System, f: Array | None, g: Array | None) -> tuple[Array, Array, Array]:
-    """(r, x, x / d) in forward mode: the tangent map at nothing, linear in f and g.
-
-    As such ``jax.linear_transpose`` takes it. Its derivative in A is that of the tangent map. One
-    of f and g is None.
-    """
-    like = Solved(system, f, g, *jax.eval_shape(_solution, system, f, g))
-
-    def zero(x: Any) -> Array:
-        # By vmap over A: sharded as the batch is.
-        of_matrix = over_leading_axes(lambda _: jnp.zeros(x.shape[-2:], x.dtype))
-        zeros: Array = of_matrix(system.a)
-        return zeros
-
-    at = Solved(system, *jax.tree.map(zero, like[1:]))
-    structure: Any = jax.tree.structure(at)
-    given = {name: x for name, x in (("f", f), ("g", g)) if x is not None}
-    *leaves, dot = varying_alike([*jax.tree.leaves(at), *given.values()])
-    dots = jax.tree.map(lambda _: None, at)._replace(**dict.fromkeys(given, dot))
-    rule = Solution(structure, True)
-    r, x, unmeasured = linear(rule, tuple(leaves), tuple(structure.flatten_up_to(dots)))
-    return r, x, unmeasured
-
-
-def operators(forward_mode: bool) -> Operators:
-    """M^+ and N in one of the two wirings."""
-
-    def solve(system: System, f: Array | None, g: Array | None) -> tuple[Array, Array]:
-        solution = constant(_solution, system, f, g)
-        return derive(Solved(system, f, g, *solution), forward_mode)[:2]
-
-    def null_part(system: System, t: Array) -> Array:
-        leaves, structure = jax.tree.flatten((system, t))
-        function = differentiated(NullPart(structure, forward_mode), forward_mode)
-        (s,) = function(*varying_alike(leaves))
-        return cast(Array, s)
-
-    return Operators(solve, null_part)
-
-
-def _solution(system: System, f: Array | None, g: Array | None) -> tuple[Array, Array]:
-    root, q = system.root, system.q
-    a = rules.matrix(system, system.a)
-    if f is None and g is not None and q is None:
-        return solve_augmented_without_q(a, system.d, root, g)
-    if q is None:
-        root, _, q = least_squares.factor(a, system.ridge, system.rcond)
-    return solve_augmented(root, q, f, g, spans=rules.spans(system))
-
-
-def _solution_for_g(system: System, unmeasured: Array) -> list[Array]:
-    """(r, x) for f = 0 and g of the user's size."""
-    g, back = near_one(unmeasured, system.d)
-    return [back(x) for x in _solution(system, None, g)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Solution:
-    """(r, x, x / d) of a solved system, with its derivative. Arguments are the leaves of Solved.
-
-    The factors and the solution among them are constants, which the derivative with respect to A
-    accounts for. x is measured in the units d, x / d is what the user sees.
-    """
-
-    structure: Any
-    forward_mode: bool
-    caller = "lstsq"
-
-    def forward(self, *args: Array) -> Arrays:
-        """(r, x, x / d)."""
-        solved = self.structure.unflatten(args)
-        return solved.r, solved.x, solved.x / solved.system.d
-
-    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
-        """The arguments, but the solution as the function that it is."""
-        r, x, _ = outputs
-        return tuple(jax.tree.leaves(self.structure.unflatten(args)._replace(r=r, x=x)))
-
-    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
-        """Cotangents of the arguments; None for the constants."""
-        if all(bar is None for bar in cotangents):  # a sum of squares has none for r
-            return (None,) * self.structure.num_leaves
-        solved = self.structure.unflatten(residuals)
-        bars = rules.pullback(operators(self.forward_mode), solved, *cotangents)
-        return tuple(self.structure.flatten_up_to(bars))
-
-    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
-        """(dr, dx, dx / d)."""
-        solved, dots = self.structure.unflatten(residuals), self.structure.unflatten(tangents)
-        dr, dx = rules.pushforward(operators(self.forward_mode), solved, dots)
-        return dr, dx, dx / solved.system.d
-
-    def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
-        """The series of (r, x, x / d)."""
-        solved = self.structure.unflatten(args[0])
-        if solved.system.rcond is not None:
-            raise NotImplementedError(f"lstsq with rcond {NO_TAYLOR}")
-        r, x, _ = wire(self)(*args[0])
-        terms = self.structure.unflatten([jnp.stack(leaf) for leaf in zip(*args, strict=True)])
-        rs, xs = rules.taylor(operators(True), solved._replace(r=r, x=x), terms)
-        return list(zip(rs, xs, xs / solved.system.d[None], strict=True))
-
-    def recovered(self, residuals: list[Arrays]) -> tuple[list[Arrays], Arrays | None]:
-        """The series of the arguments, and (r, x, x / d)."""
-        solved = self.structure.unflatten(residuals[0])
-        return residuals, (solved.r, solved.x, solved.x / solved.system.d)
-
-
-@dataclasses.dataclass(frozen=True)
-class SumOfSquares:
-    """||r||^2 (..., nrhs), with its derivative. Arguments are the leaves of (r, x, a, b, ridge).
-
-    Of the derivative 2 Re r^H dr, with dr = db - dA x - A dx, r^H A dx is ridge x^H dx: as a
-    product it would be rounding where the ridge is small.
-    """
-
-    structure: Any
-    caller = "lstsq"
-
-    def forward(self, *args: Array) -> Arrays:
-        """(||r||^2,)."""
-        r, *_ = self.structure.unflatten(args)
-        return (jnp.sum(abs2(r), axis=-2),)
-
-    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
-        """The arguments."""
-        return args
-
-    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
-        """Cotangents of x, A and b."""
-        r, x, _, _, ridge = self.structure.unflatten(residuals)
-        (bar,) = cotangents
-        assert bar is not None
-        twice = (2 * bar[..., None, :]).astype(r.dtype)
-        b_bar = twice * r
-        a_bar = product_over(-b_bar, jnp.ones_like(r[..., :1, :1]), x, as_adjoint=False)
-        x_bar = None if ridge is None else -twice * ridge.astype(x.dtype) * x
-        return tuple(self.structure.flatten_up_to((None, x_bar, a_bar, b_bar, None)))
-
-    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
-        """(2 Re r^H (db - dA x) - 2 ridge Re x^H dx,)."""
-        r, x, _, _, ridge = self.structure.unflatten(residuals)
-        _, dx, da, db, _ = self.structure.unflatten(tangents)
-        half = jnp.zeros_like(r.real[..., 0, :])
-        if db is not None:
-            half = half + _real_products(r, db)
-        if da is not None:
-            half = half - _real_products(r, matmul(da, x))
-        if ridge is not None and dx is not None:
-            half = half - ridge[..., 0] * _real_products(x, dx)
-        return (2 * half,)
-
-    def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
-        """The series of (||r||^2,)."""
-        rs = [self.structure.unflatten(term)[0] for term in args]
-        products = [
-            total(_real_products(rs[i], rs[d - i]) for i in range(d + 1)) for d in range(len(rs))
-        ]
-        return [wire(self)(*args[0]), *((x,) for x in products[1:])]
-
-    def recovered(self, residuals: list[Arrays]) -> tuple[list[Arrays], Arrays | None]:
-        """The series of the arguments."""
-        return residuals, None
-
-
-def _real_products(x: Array, y: Array) -> Array:
-    """Re x_j^H y_j of each column, (..., nrhs)."""
-    return jnp.sum((jnp.conj(x) * y).real, axis=-2)
-
-
-@dataclasses.dataclass(frozen=True)
-class NullPart:
-    """N t, with its derivative. Arguments are the leaves of (system, t)."""
-
-    structure: Any
-    forward_mode: bool
-    caller = "lstsq"
-
-    def forward(self, *args: Array) -> Arrays:
-        """(N t,), by the factor and not by A: what is zero must be zero to the last digit."""
-        system, t = self.structure.unflatten(args)
-        _, w = system.root
-        outside = t - matmul(w, matmul(adjoint(w), t))
-        return (jnp.where(rank(system.root) == w.shape[-2], 0, outside),)
-
-    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
-        """The arguments and N t."""
-        return (*args, *outputs)
-
-    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
-        """Cotangents of the arguments; None for the constants."""
-        *args, s = residuals
-        system, t = self.structure.unflatten(args)
-        (s_bar,) = cotangents
-        assert s_bar is not None
-        apply = operators(self.forward_mode)
-        bars = rules.pullback_of_null_part(apply, system, t, s, s_bar)
-        return tuple(self.structure.flatten_up_to(bars))
-
-    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
-        """(ds,)."""
-        *args, s = residuals
-        system, t = self.structure.unflatten(args)
-        dot, dt = self.structure.unflatten(tangents)
-        apply = operators(self.forward_mode)
-        return (rules.pushforward_of_null_part(apply, system, t, s, dot, dt),)

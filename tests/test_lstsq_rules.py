@@ -22,8 +22,8 @@ from numerics import (
 import jaxqr
 from jaxqr._forward import least_squares
 from jaxqr._linalg.augmented import solve_augmented, solve_augmented_without_q
-from jaxqr._lstsq import NullPart, Solution, operators
 from jaxqr._rules import least_squares as rules
+from jaxqr._solution import NullPart, Solution, operators
 
 SHAPES = [(7, 4), (4, 4), (4, 7)]
 RCOND = 1e-9

@@ -29,6 +29,11 @@ g = 0 this is Golub and Pereyra's derivative of A^+ b. N is Hermitian too, and f
 
 so that the pullback of s = N t is t-bar = N s-bar, A-bar = -w(s-bar) s^H - w(t) (N s-bar)^H.
 
+For g = 0 the sum of squares has 2 Re r^H dr with dr = db - dA x - A dx, where r^H A dx is
+lambda x^H dx, which as a product would be rounding where lambda is small:
+
+    d ||r||^2 = 2 Re r^H (db - dA x) - 2 lambda Re x^H dx
+
 x and g are measured as :mod:`jaxqr._linalg.augmented` says: A D^-1, with the units D held, takes
 the place of A, and lambda D^-2 that of lambda.
 
@@ -45,7 +50,7 @@ from jax import Array, lax
 from jaxqr._linalg.augmented import adjoint_times, near_one, product_over, rank, times
 from jaxqr._linalg.batching import at_most, is_wide
 from jaxqr._linalg.layouts import materialized
-from jaxqr._linalg.products import adjoint
+from jaxqr._linalg.products import adjoint, matmul
 from jaxqr._rules.taylor import from_first, reversed_from
 
 
@@ -225,6 +230,36 @@ def pushforward_of_null_part(
     _, fitted = apply.solve(system, times(dot.a, system.d, s), None)
     inside = plus(dt, -adjoint_times(dot.a, system.d, apply.w(system, t)))
     return apply.null_part(system, inside) - fitted
+
+
+def pullback_of_sum_of_squares(
+    r: Array, x: Array, ridge: Array | None, bar: Array
+) -> tuple[Array | None, Array, Array]:
+    """Cotangents of x, A and b, for ||r||^2 (..., nrhs) of r = b - A x with A^H r = lambda x."""
+    twice = (2 * bar[..., None, :]).astype(r.dtype)
+    b_bar = twice * r
+    a_bar = product_over(-b_bar, jnp.ones_like(r[..., :1, :1]), x, as_adjoint=False)
+    x_bar = None if ridge is None else -twice * ridge.astype(x.dtype) * x
+    return x_bar, a_bar, b_bar
+
+
+def pushforward_of_sum_of_squares(
+    r: Array, x: Array, ridge: Array | None, dx: Array | None, da: Array | None, db: Array | None
+) -> Array:
+    """The tangent of ||r||^2: 2 Re r^H (db - dA x) - 2 lambda Re x^H dx."""
+    half = jnp.zeros_like(r.real[..., 0, :])
+    if db is not None:
+        half = half + real_products(r, db)
+    if da is not None:
+        half = half - real_products(r, matmul(da, x))
+    if ridge is not None and dx is not None:
+        half = half - ridge[..., 0] * real_products(x, dx)
+    return 2 * half
+
+
+def real_products(x: Array, y: Array) -> Array:
+    """Re x_j^H y_j of each column, (..., nrhs)."""
+    return jnp.sum((jnp.conj(x) * y).real, axis=-2)
 
 
 def _cotangent(

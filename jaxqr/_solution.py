@@ -1,0 +1,230 @@
+"""The solution of an augmented system as a function of all that it depends on.
+
+The derivative of the solution is a solution of the same system, and so on: the rules of
+:mod:`jaxqr._rules.least_squares` in both wirings, with the solves that they stand on.
+"""
+
+import dataclasses
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxqr._autodiff import (
+    NO_TAYLOR,
+    Arrays,
+    MaybeArrays,
+    Wiring,
+    constant,
+    differentiated,
+    linear,
+    varying_alike,
+)
+from jaxqr._forward import least_squares
+from jaxqr._linalg.algebra import total
+from jaxqr._linalg.augmented import near_one, rank, solve_augmented, solve_augmented_without_q
+from jaxqr._linalg.batching import over_leading_axes
+from jaxqr._linalg.products import adjoint, matmul
+from jaxqr._linalg.reflectors import abs2
+from jaxqr._rules import least_squares as rules
+from jaxqr._rules.least_squares import Operators, Solved, System
+
+
+def derive(solved: Solved, forward_mode: bool) -> tuple[Array, Array, Array]:
+    """(r, x, x / d) as functions of A, ridge, f and g; factors and solution count as constants."""
+    leaves, structure = jax.tree.flatten(solved)
+    function = differentiated(Solution(structure, forward_mode), forward_mode)
+    r, x, unmeasured = function(*varying_alike(leaves))
+    return r, x, unmeasured
+
+
+def linear_solution(system: System, f: Array | None, g: Array | None) -> tuple[Array, Array, Array]:
+    """(r, x, x / d) in forward mode: the tangent map at nothing, linear in f and g.
+
+    As such ``jax.linear_transpose`` takes it. Its derivative in A is that of the tangent map. One
+    of f and g is None.
+    """
+    like = Solved(system, f, g, *jax.eval_shape(solution_of, system, f, g))
+
+    def zero(x: Any) -> Array:
+        # By vmap over A: sharded as the batch is.
+        of_matrix = over_leading_axes(lambda _: jnp.zeros(x.shape[-2:], x.dtype))
+        zeros: Array = of_matrix(system.a)
+        return zeros
+
+    at = Solved(system, *jax.tree.map(zero, like[1:]))
+    structure: Any = jax.tree.structure(at)
+    given = {name: x for name, x in (("f", f), ("g", g)) if x is not None}
+    *leaves, dot = varying_alike([*jax.tree.leaves(at), *given.values()])
+    dots = jax.tree.map(lambda _: None, at)._replace(**dict.fromkeys(given, dot))
+    rule = Solution(structure, True)
+    r, x, unmeasured = linear(rule, tuple(leaves), tuple(structure.flatten_up_to(dots)))
+    return r, x, unmeasured
+
+
+def operators(forward_mode: bool) -> Operators:
+    """M^+ and N in one of the two wirings."""
+
+    def solve(system: System, f: Array | None, g: Array | None) -> tuple[Array, Array]:
+        known = constant(solution_of, system, f, g)
+        return derive(Solved(system, f, g, *known), forward_mode)[:2]
+
+    def null_part(system: System, t: Array) -> Array:
+        leaves, structure = jax.tree.flatten((system, t))
+        function = differentiated(NullPart(structure, forward_mode), forward_mode)
+        (s,) = function(*varying_alike(leaves))
+        return cast(Array, s)
+
+    return Operators(solve, null_part)
+
+
+def solution_of(system: System, f: Array | None, g: Array | None) -> tuple[Array, Array]:
+    """(r, x), by the factors; of right-hand sides in the units of the system."""
+    root, q = system.root, system.q
+    a = rules.matrix(system, system.a)
+    if f is None and g is not None and q is None:
+        return solve_augmented_without_q(a, system.d, root, g)
+    if q is None:
+        root, _, q = least_squares.factor(a, system.ridge, system.rcond)
+    return solve_augmented(root, q, f, g, spans=rules.spans(system))
+
+
+def solution_for_g(system: System, unmeasured: Array) -> list[Array]:
+    """(r, x) for f = 0 and g of the user's size."""
+    g, back = near_one(unmeasured, system.d)
+    return [back(x) for x in solution_of(system, None, g)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """(r, x, x / d) of a solved system, with its derivative. Arguments are the leaves of Solved.
+
+    The factors and the solution among them are constants, which the derivative with respect to A
+    accounts for. x is measured in the units d, x / d is what the user sees.
+    """
+
+    structure: Any
+    forward_mode: bool
+    caller = "lstsq"
+
+    def forward(self, *args: Array) -> Arrays:
+        """(r, x, x / d)."""
+        solved = self.structure.unflatten(args)
+        return solved.r, solved.x, solved.x / solved.system.d
+
+    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
+        """The arguments, but the solution as the function that it is."""
+        r, x, _ = outputs
+        return tuple(jax.tree.leaves(self.structure.unflatten(args)._replace(r=r, x=x)))
+
+    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
+        """Cotangents of the arguments; None for the constants."""
+        if all(bar is None for bar in cotangents):  # a sum of squares has none for r
+            return (None,) * self.structure.num_leaves
+        solved = self.structure.unflatten(residuals)
+        bars = rules.pullback(operators(self.forward_mode), solved, *cotangents)
+        return tuple(self.structure.flatten_up_to(bars))
+
+    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
+        """(dr, dx, dx / d)."""
+        solved, dots = self.structure.unflatten(residuals), self.structure.unflatten(tangents)
+        dr, dx = rules.pushforward(operators(self.forward_mode), solved, dots)
+        return dr, dx, dx / solved.system.d
+
+    def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
+        """The series of (r, x, x / d)."""
+        solved = self.structure.unflatten(args[0])
+        if solved.system.rcond is not None:
+            raise NotImplementedError(f"lstsq with rcond {NO_TAYLOR}")
+        r, x, _ = wire(self)(*args[0])
+        terms = self.structure.unflatten([jnp.stack(leaf) for leaf in zip(*args, strict=True)])
+        rs, xs = rules.taylor(operators(True), solved._replace(r=r, x=x), terms)
+        return list(zip(rs, xs, xs / solved.system.d[None], strict=True))
+
+    def recovered(self, residuals: list[Arrays]) -> tuple[list[Arrays], Arrays | None]:
+        """The series of the arguments, and (r, x, x / d)."""
+        solved = self.structure.unflatten(residuals[0])
+        return residuals, (solved.r, solved.x, solved.x / solved.system.d)
+
+
+@dataclasses.dataclass(frozen=True)
+class SumOfSquares:
+    """||r||^2 (..., nrhs), with its derivative. Arguments are the leaves of (r, x, a, b, ridge)."""
+
+    structure: Any
+    caller = "lstsq"
+
+    def forward(self, *args: Array) -> Arrays:
+        """(||r||^2,)."""
+        r, *_ = self.structure.unflatten(args)
+        return (jnp.sum(abs2(r), axis=-2),)
+
+    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
+        """The arguments."""
+        return args
+
+    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
+        """Cotangents of x, A and b."""
+        r, x, _, _, ridge = self.structure.unflatten(residuals)
+        (bar,) = cotangents
+        assert bar is not None
+        bars = rules.pullback_of_sum_of_squares(r, x, ridge, bar)
+        return tuple(self.structure.flatten_up_to((None, *bars, None)))
+
+    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
+        """(d ||r||^2,)."""
+        r, x, _, _, ridge = self.structure.unflatten(residuals)
+        _, *dots, _ = self.structure.unflatten(tangents)
+        return (rules.pushforward_of_sum_of_squares(r, x, ridge, *dots),)
+
+    def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
+        """The series of (||r||^2,)."""
+        rs = [self.structure.unflatten(term)[0] for term in args]
+        products = [
+            total(rules.real_products(rs[i], rs[d - i]) for i in range(d + 1))
+            for d in range(len(rs))
+        ]
+        return [wire(self)(*args[0]), *((x,) for x in products[1:])]
+
+    def recovered(self, residuals: list[Arrays]) -> tuple[list[Arrays], Arrays | None]:
+        """The series of the arguments."""
+        return residuals, None
+
+
+@dataclasses.dataclass(frozen=True)
+class NullPart:
+    """N t, with its derivative. Arguments are the leaves of (system, t)."""
+
+    structure: Any
+    forward_mode: bool
+    caller = "lstsq"
+
+    def forward(self, *args: Array) -> Arrays:
+        """(N t,), by the factor and not by A: what is zero must be zero to the last digit."""
+        system, t = self.structure.unflatten(args)
+        _, w = system.root
+        outside = t - matmul(w, matmul(adjoint(w), t))
+        return (jnp.where(rank(system.root) == w.shape[-2], 0, outside),)
+
+    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
+        """The arguments and N t."""
+        return (*args, *outputs)
+
+    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
+        """Cotangents of the arguments; None for the constants."""
+        *args, s = residuals
+        system, t = self.structure.unflatten(args)
+        (s_bar,) = cotangents
+        assert s_bar is not None
+        apply = operators(self.forward_mode)
+        bars = rules.pullback_of_null_part(apply, system, t, s, s_bar)
+        return tuple(self.structure.flatten_up_to(bars))
+
+    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
+        """(ds,)."""
+        *args, s = residuals
+        system, t = self.structure.unflatten(args)
+        dot, dt = self.structure.unflatten(tangents)
+        apply = operators(self.forward_mode)
+        return (rules.pushforward_of_null_part(apply, system, t, s, dot, dt),)
