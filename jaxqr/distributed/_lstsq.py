@@ -16,6 +16,7 @@ from jaxqr._linalg.products import solve_adjoint_left, solve_left
 from jaxqr._linalg.ridge import beside, with_ridge, with_zeros
 from jaxqr._linalg.scaling import divided, magnitudes, unit
 from jaxqr._qr import qr
+from jaxqr._rules.least_squares import plus
 from jaxqr.distributed._arguments import check, ridge_of, varying
 from jaxqr.distributed._reduction import AxisName, Reduction, reduce
 from jaxqr.distributed._rules import adjoint_matmul, matmul, right_solve, upper_of_twice_hermitian
@@ -181,37 +182,57 @@ def _solution(
 
 
 def _jvp(axis_name: AxisName, reduction: str, with_q: bool, primals: Any, tangents: Any) -> Any:
-    """With G = U^H U = A^H A + ridge and r = b - A x,
-
-    dx = G^-1 (A^H (db - dA x) + dA^H r - dridge x), and A^H = U^H Q^H where there is Q;
-    dU = W U, dQ = dA U^-1 - Q W, W the upper triangle of U^-H dG U^-1, half of its diagonal.
+    """The solution and its tangents.
 
     At first order only dx is used, at second order those of the factors that dx is made of.
     """
     a, b, ridge = primals
-    da, db, dridge = (None if _is_zero(t) else t for t in tangents)
     solution = _solution(a, b, ridge, axis_name, reduction, with_q)
-    q, u, x = solution
+    da, db, dridge = (None if _is_zero(t) else t for t in tangents)
+    dx = _tangent_of_x(a, b, solution, da, db, dridge, axis_name)
+    dq, du = _tangents_of_factors(a, solution, da, dridge, axis_name)
+    return solution, _Solution(dq, du, dx)
 
-    # dx
-    f = db
+
+def _tangent_of_x(
+    a: Array,
+    b: Array,
+    solution: _Solution,
+    da: Array | None,
+    db: Array | None,
+    dridge: Array | None,
+    axis_name: AxisName,
+) -> Array:
+    """G^-1 (A^H (db - dA x) + dA^H (b - A x) - dridge x), where G = U^H U = A^H A + ridge.
+
+    Where there is Q, A^H = U^H Q^H.
+    """
+    q, u, x = solution
+    f, g = db, None
     if da is not None:
-        f = _sum(f, -matmul(da, x))
-    g = None
+        f = plus(f, -matmul(da, x))
     if f is not None and q is None:
         g = adjoint_matmul(a, f)
     if da is not None:
-        g = _sum(g, adjoint_matmul(da, b - matmul(a, x)))
+        g = plus(g, adjoint_matmul(da, b - matmul(a, x)))
     g = None if g is None else lax.psum(g, axis_name)
     if dridge is not None:
-        g = _sum(g, -dridge.astype(x.dtype) * x)
+        g = plus(g, -dridge.astype(x.dtype) * x)
     c = None if g is None else solve_adjoint_left(u, g)
     if f is not None and q is not None:
-        c = _sum(c, lax.psum(adjoint_matmul(q, f), axis_name))
+        c = plus(c, lax.psum(adjoint_matmul(q, f), axis_name))
     assert c is not None  # else there is no tangent at all
-    dx = solve_left(u, c)
+    return solve_left(u, c)
 
-    # dU, dQ
+
+def _tangents_of_factors(
+    a: Array, solution: _Solution, da: Array | None, dridge: Array | None, axis_name: AxisName
+) -> tuple[Any, Any]:
+    """DQ = dA U^-1 - Q W and dU = W U, W the upper triangle of U^-H dG U^-1, half of its diagonal.
+
+    Of dG one half is kept, of which the other is the adjoint.
+    """
+    q, u, _ = solution
     half, dau = None, None
     if da is not None:
         dau = right_solve(da, u)
@@ -223,13 +244,13 @@ def _jvp(axis_name: AxisName, reduction: str, with_q: bool, primals: Any, tangen
     if dridge is not None:
         eye = jnp.broadcast_to(jnp.eye(u.shape[-1], dtype=u.dtype), u.shape)
         inverse = solve_left(u, eye)
-        half = _sum(half, adjoint_matmul(inverse, dridge.astype(u.dtype) / 2 * inverse))
+        half = plus(half, adjoint_matmul(inverse, dridge.astype(u.dtype) / 2 * inverse))
     if half is None:
         dq, du = (y if y is None else zero_from_primal(y, symbolic_zeros=True) for y in (q, u))
-        return solution, _Solution(dq, du, dx)
+        return dq, du
     w = upper_of_twice_hermitian(half)
-    dq = None if q is None else _sum(dau, -matmul(q, w))
-    return solution, _Solution(dq, matmul(w, u), dx)
+    dq = None if q is None else plus(dau, -matmul(q, w))
+    return dq, matmul(w, u)
 
 
 _solution.defjvp(_jvp, symbolic_zeros=True)
@@ -237,7 +258,3 @@ _solution.defjvp(_jvp, symbolic_zeros=True)
 
 def _is_zero(tangent: Any) -> bool:
     return tangent is None or isinstance(tangent, SymbolicZero)
-
-
-def _sum(x: Array | None, y: Array) -> Array:
-    return y if x is None else x + y
