@@ -217,14 +217,18 @@ def first_lost_rank(r: Array) -> tuple[Array, Array, Array]:
 
 
 def require_rank(
-    caller: str, line: str, a: Array, lost: Array, matrix: Array, at: Array, hint: str = ""
+    caller: str, lines: tuple[str, str], a: Array, found: tuple[Array, ...], hint: str = ""
 ) -> None:
-    """A checkify check that a has not lost rank at its line (row or column) ``at``."""
+    """A checkify check that a has not lost rank: whether, in which matrix and line was found.
+
+    ``lines`` says what a line is, a row or a column, and which ones it depends on.
+    """
+    (line, others), (lost, matrix, at) = lines, found
     where = f"{line} {{at}}" + (" of matrix {matrix} of the batch" if a.ndim > 2 else "")
     checkify.check(
         ~lost,
         f"{caller} expects a to have full rank, for its derivative to exist. Rank is lost at "
-        f"{where}, which depends on the {line}s before it.{hint}",
+        f"{where}, which depends on the {line}s {others}.{hint}",
         at=at,
         matrix=matrix,
     )

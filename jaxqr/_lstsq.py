@@ -1,6 +1,7 @@
 """Least squares."""
 
 import functools
+import math
 from typing import Any, Literal, NamedTuple, cast, overload
 
 import jax
@@ -26,9 +27,7 @@ from jaxqr._linalg.augmented import beside_one, middle, rank
 from jaxqr._linalg.batching import at_most, is_wide, with_batch_of
 from jaxqr._linalg.dependence import ROUNDING, dependent_columns, first_dependent
 from jaxqr._linalg.exporting import serializable
-from jaxqr._linalg.layouts import materialized
 from jaxqr._linalg.products import adjoint, matmul
-from jaxqr._linalg.reflectors import abs2
 from jaxqr._linalg.scaling import divided, magnitudes, unit, units_of_columns
 from jaxqr._rules import least_squares as rules
 from jaxqr._rules.least_squares import Solved, System
@@ -222,10 +221,10 @@ def lstsq(
         full=full,
     )
     if lost is not None:
-        found, matrix, at = constant(tuple, lost)  # jit may have made series of zeros for them
+        found = constant(tuple, lost)  # jit may have made series of zeros for them
         line = "row" if a.shape[-2] < a.shape[-1] else "column"
         hint = " rcond finds the rank of such a matrix."
-        require_rank("lstsq", line, a, found, matrix, at, hint)
+        require_rank("lstsq", (line, "before it"), a, found, hint)
     if vectors:
         out = out._replace(x=out.x[..., 0], rss=None if out.rss is None else out.rss[..., 0])
     return out if full else cast(Array, out.x)
@@ -312,7 +311,7 @@ def _real_or_complex(
         lost = first_dependent(a[..., :0, :0]) if options["check_rank"] else None
         return _of_nothing(a, b, ridge, batch), lost
     if a.ndim == 2 and b.ndim > 2 and of_ridge == ():  # one matrix: more b are more columns
-        columns = jnp.moveaxis(b, -2, 0).reshape(m, -1)
+        columns = jnp.moveaxis(b, -2, 0).reshape(m, nrhs * math.prod(batch))
         ridge = None if ridge is None else ridge[None, None]
         out, lost = _solve(a, columns, ridge, rcond, **options)
         out = out._replace(x=jnp.moveaxis(out.x.reshape(n, *batch, nrhs), 0, -2))
@@ -337,7 +336,7 @@ def _of_nothing(a: Array, b: Array, ridge: Array | None, batch: tuple[int, ...])
     if ridge is not None:
         each = jnp.broadcast_to(ridge, batch)[..., None, None]
         covariance = _over(each, _identity(n, covariance))
-    rss = jnp.sum(abs2(b), axis=-2)
+    rss = rules.real_products(b, b)
     return LeastSquares(
         x=jnp.zeros((*batch, n, nrhs), a.dtype),
         rss=jnp.broadcast_to(rss, (*batch, nrhs)),
@@ -388,7 +387,7 @@ def _solve_columns(
         r = jnp.where(infinite, b, r)
         covariance = jnp.where(infinite, 0 * covariance, covariance)
     if by_y:
-        rss = jnp.sum(abs2(r), axis=-2)
+        rss = rules.real_products(r, r)
     else:
         leaves, structure = jax.tree.flatten((r, x, a, b, finite))
         (rss,) = differentiated(SumOfSquares(structure), forward_mode)(*varying_alike(leaves))
@@ -477,10 +476,15 @@ def _residual_of_wide(system: System, b: Array, solution: list[Array] | None, y:
     assert ridge is not None
     largest = jnp.max(magnitudes(a), axis=(-2, -1), keepdims=True)
     counts = jnp.sqrt(ridge) > float(jnp.finfo(ridge.dtype).eps) ** 0.5 * largest
-    root = jnp.sqrt(jnp.where(counts, ridge, 1)).astype(a.dtype)
-    held = lax.stop_gradient(root)
+    level = jnp.where(counts, ridge, 1)
+    # A power of two apart: derivatives of the root of a small number are out of range.
+    size = unit(jnp.sqrt(level))
+    root, size = (x.astype(a.dtype) for x in (jnp.sqrt(level / size / size), size))
+    held = size * lax.stop_gradient(root)
     of_one = system._replace(
-        a=divided(a, root), ridge=jnp.ones_like(ridge), d=divided(system.d, held)
+        a=divided(divided(a, size), root),
+        ridge=jnp.ones_like(ridge),
+        d=divided(system.d, held),
     )
     # Where it does not count, of nothing, in no units: what is not used may be out of range.
     b, *in_its_units = (jnp.where(counts, x, 0) for x in (b, *(solution or ())))
@@ -523,8 +527,8 @@ def _covariance(system: System, forward_mode: bool) -> Array:
 
 def _over(ridge: Array, x: Array) -> Array:
     """X / ridge, whose derivative would have 1 / ridge^2, out of range before 1 / ridge is."""
-    root = jnp.sqrt(ridge).astype(x.dtype)
-    return materialized(x / root) / root
+    inverse = 1 / jnp.sqrt(ridge).astype(x.dtype)
+    return x * inverse * inverse
 
 
 def _identity(n: int, a: Array) -> Array:

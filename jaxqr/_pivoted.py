@@ -257,7 +257,8 @@ def pivoted_qr(
         method=method,
     )
     if check_rank:
-        require_rank("pivoted_qr", "column", a, *constant(_first_lost_column, r, p))
+        found = constant(_first_lost_column, r, p)
+        require_rank("pivoted_qr", ("column", "taken before it"), a, found)
     return (*q, r, p)
 
 

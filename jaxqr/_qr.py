@@ -331,7 +331,8 @@ def _check_rank(mirror: Mirror[Any], a: Array, triangle: Array) -> None:
     last = a.shape[-1 - mirror.transposed] - 1
     at = last - at if mirror.reversed else at
     hint = " jaxqr.pivoted_qr takes them in an order of its own."
-    require_rank(mirror.name, mirror.line, a, lost, matrix, at, hint)
+    lines = mirror.line, "after it" if mirror.reversed else "before it"
+    require_rank(mirror.name, lines, a, (lost, matrix, at), hint)
 
 
 _MIRROR: Mirror[Literal["r"]] = Mirror(transposed=False, reversed=False)
@@ -357,7 +358,7 @@ def qr(
         positive_diagonal: True makes the diagonal of R nonnegative, and so the factorization
             unique. By default its signs are the algorithm's.
         check_rank: True adds a ``jax.experimental.checkify`` check that names the first column that
-            depends on those before it.
+            depends on those before it (``rq`` and ``ql``, which begin at the end: after it).
         method: the algorithm. "householder" is that of ``jnp.linalg.qr``; "batched", for many small
             matrices of at most 24 columns or rows, goes through all of them at once; "cholesky",
             for deep ones, is CholeskyQR2 (for R alone, of blocks of columns), verified, with

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxqr._autodiff import (
     NO_TAYLOR,
@@ -26,7 +26,6 @@ from jaxqr._linalg.algebra import total
 from jaxqr._linalg.augmented import near_one, rank, solve_augmented, solve_augmented_without_q
 from jaxqr._linalg.batching import over_leading_axes
 from jaxqr._linalg.products import adjoint, matmul
-from jaxqr._linalg.reflectors import abs2
 from jaxqr._rules import least_squares as rules
 from jaxqr._rules.least_squares import Operators, Solved, System
 
@@ -138,9 +137,11 @@ class Solution:
         if solved.system.rcond is not None:
             raise NotImplementedError(f"lstsq with rcond {NO_TAYLOR}")
         r, x, _ = wire(self)(*args[0])
+        d = lax.stop_gradient(solved.system.d)  # zeros for a tangent, times 1 / d^2, may be NaN
+        solved = solved._replace(system=solved.system._replace(d=d), r=r, x=x)
         terms = self.structure.unflatten([jnp.stack(leaf) for leaf in zip(*args, strict=True)])
-        rs, xs = rules.taylor(operators(True), solved._replace(r=r, x=x), terms)
-        return list(zip(rs, xs, xs / solved.system.d[None], strict=True))
+        rs, xs = rules.taylor(operators(True), solved, terms)
+        return list(zip(rs, xs, xs / d[None], strict=True))
 
     def recovered(self, residuals: list[Arrays]) -> tuple[list[Arrays], Arrays | None]:
         """The series of the arguments, and (r, x, x / d)."""
@@ -158,7 +159,7 @@ class SumOfSquares:
     def forward(self, *args: Array) -> Arrays:
         """(||r||^2,)."""
         r, *_ = self.structure.unflatten(args)
-        return (jnp.sum(abs2(r), axis=-2),)
+        return (rules.real_products(r, r),)
 
     def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
         """The arguments."""

@@ -215,8 +215,11 @@ def transposed(name):
     return name in ("lq", "rq")
 
 
-@pytest.mark.parametrize(("name", "at"), [("qr", 2), ("lq", 2), ("rq", 0), ("ql", 0)])
-def test_check_rank_names_the_first_dependent_line(name, at):
+@pytest.mark.parametrize(
+    ("name", "at", "side"),
+    [("qr", 2, "before"), ("lq", 2, "before"), ("rq", 0, "after"), ("ql", 0, "after")],
+)
+def test_check_rank_names_the_first_dependent_line(name, at, side):
     a = dependent().mT if transposed(name) else dependent()
     line = "row" if transposed(name) else "column"
 
@@ -225,7 +228,7 @@ def test_check_rank_names_the_first_dependent_line(name, at):
 
     message = checked(a)[0].get()
     assert f"{name} expects a to have full rank" in message
-    assert f"lost at {line} {at}, which" in message
+    assert f"lost at {line} {at}, which depends on the {line}s {side} it." in message
     good = jnp.asarray(matrix(a.shape))
     assert checked(good)[0].get() is None
     assert f"{line} {at} of matrix 1 of the batch" in checked(jnp.stack([good, a]))[0].get()
@@ -238,7 +241,7 @@ def test_check_rank_of_pivoted_qr_names_a_column_of_a():
     error, (_, _, p) = checkify.checkify(
         lambda a: FACTORIZATIONS["pivoted_qr"](a, check_rank=True)
     )(a)
-    assert f"column {p[3]}, which" in error.get()
+    assert f"column {p[3]}, which depends on the columns taken before it." in error.get()
 
 
 def test_check_rank_in_a_gradient():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import checkify
+from jax.experimental import checkify, jet
 from numerics import assert_close, covering, gaussian, matrix, norm, tolerance
 
 import jaxqr
@@ -190,6 +190,81 @@ def test_tangent_of_the_sum_of_squares(dtype):
         _, dot = jax.jit(lambda *xs: jax.jvp(rss, xs[:3], xs[3:]))(*at, *dots)
         expected = np.sum(np.asarray(bars[i]) * along[i]).real
         assert abs(dot - expected) <= 1e-12 * norm(bars[i]) * norm(along[i])
+
+
+def times_two_to_the(exponent, x):
+    """In double precision, where it is in range."""
+    return np.ldexp(np.asarray(x, "float64"), exponent)
+
+
+@WIRINGS
+@pytest.mark.parametrize("shape", [(200, 4), (4, 4), (4, 9)], ids=str)
+def test_sum_of_squares_of_small_numbers(shape, forward_mode):
+    """Whose squares are out of range where their sum is not, and what depends on the ridge."""
+    a, b = gaussian(shape, "float32"), gaussian(shape[:1], "float32")
+
+    @jax.jit
+    def all_of_it(a, b, ridge):
+        def rss(b, ridge):
+            return jaxqr.lstsq(a, b, ridge=ridge, full=True, forward_mode=forward_mode).rss
+
+        along = jax.jvp if forward_mode else lambda *_: (0, 0)
+        return rss(b, ridge), along(lambda b: rss(b, ridge), (b,), (b,))[1]
+
+    def second(a, b, ridge):
+        def rss(ridge):
+            return jaxqr.lstsq(a, b, ridge=ridge, full=True, forward_mode=forward_mode).rss
+
+        return jax.grad(jax.grad(rss))(ridge)
+
+    exponent, one = (62, np.float32(0.01)) if shape[0] > 100 else (59, np.float32(8))
+    s = np.float32(2.0**-exponent)
+    for small, of_one in zip(all_of_it(a, s * b, one), all_of_it(a, b, one), strict=True):
+        small, of_one = times_two_to_the(2 * exponent, small), times_two_to_the(0, of_one)
+        assert_close(small, of_one, 1e-5)
+    s, second = np.float32(2.0**-50), jax.jit(second)
+    small, of_one = second(s * a, s * b, one * s * s), second(a, b, one)
+    assert_close(times_two_to_the(-100, small), times_two_to_the(0, of_one), 1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_derivatives_by_the_ridge_where_products_are_out_of_range(shape):
+    """Of 2^i A, 2^j b, 2^k times the cotangent and 2^l times dridge, whatever they are."""
+    a, b = gaussian(shape, "float32"), gaussian(shape[:1], "float32")
+    x_bar = gaussian(shape[1:], "float32")
+
+    @functools.partial(jax.jit, static_argnames="forward_mode")
+    def gradient(a, b, x_bar, ridge, forward_mode):
+        solve = functools.partial(jaxqr.lstsq, a, b, forward_mode=forward_mode)
+        return jax.grad(lambda ridge: x_bar @ solve(ridge=ridge))(ridge)
+
+    @jax.jit
+    def tangents(a, b, ridge, dot):
+        def solve(ridge):
+            return jaxqr.lstsq(a, b, ridge=ridge, forward_mode=True)
+
+        series = jet.jet(solve, (ridge,), ([dot],), factorial_scaled=False)[1][0]
+        return jax.jvp(solve, (ridge,), (dot,))[1], series
+
+    for ridge, *sizes in (
+        (0, -66, -100, 0, 0),
+        (0.7, -50, -100, 50, -100),
+        (0.7, 36, 100, -63, 72),
+        (0.7, 36, 0, 0, 72),
+    ):
+        i, j, k, dot = sizes
+        of_a, of_b, of_x, of_dot = np.exp2(np.float32(sizes))
+        shift = np.float32(np.ldexp(ridge, 2 * i))
+        one = np.float32(ridge), np.float32(1)
+        for forward_mode in (False, True):
+            ours = gradient(of_a * a, of_b * b, of_x * x_bar, shift, forward_mode)
+            expected = gradient(a, b, x_bar, one[0], forward_mode)
+            ours, expected = times_two_to_the(3 * i - j - k, ours), times_two_to_the(0, expected)
+            assert_close(ours, expected, 1e-5)
+        expected = tangents(a, b, *one)
+        for x, y in zip(tangents(of_a * a, of_b * b, shift, of_dot), expected, strict=True):
+            x, y = times_two_to_the(3 * i - j - dot, x), times_two_to_the(0, y)
+            assert_close(x, y, 1e-5)
 
 
 @WIRINGS

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxqr._linalg import products, reflectors
 from jaxqr._linalg.algebra import adjoint, matmul, project, solve_adjoint_left, solve_left, total
@@ -126,8 +126,12 @@ def near_one(g: Array, d: Array) -> tuple[Array, Callable[[Array], Array]]:
 
 
 def beside_one(d: Array, unit: Array) -> Array:
-    """D in a unit, to divide by: XLA would multiply what is divided by the unit first."""
-    return materialized(divided(d, unit))
+    """D in a unit, to divide by. XLA would multiply what is divided by the unit first.
+
+    It does not see through the maximum, as it does through a barrier in a loop that it unrolls.
+    """
+    quotients = divided(d, unit).real
+    return jnp.maximum(quotients, float(jnp.finfo(quotients.dtype).tiny)).astype(d.dtype)
 
 
 # Products with A D^-1. Numbers of D^-1 x may be beyond the range of the type where A D^-1 x is not:
@@ -145,7 +149,8 @@ def adjoint_times(a: Array, d: Array, r: Array) -> Array:
 
     def product(a: Array, d: Array, r: Array) -> Array:
         size = column_units(r).astype(r.dtype)[None]
-        return divided(project(a, divided(r, size)), d) * size
+        # Its tangent would be zeros, but beside a factor 1 / d^2 that may be out of range.
+        return divided(project(a, divided(r, size)), lax.stop_gradient(d)) * size
 
     y: Array = over_matrices(product)(a, d, r)
     return y
@@ -162,6 +167,44 @@ def product_over(left: Array, d: Array, right: Array, *, as_adjoint: bool) -> Ar
     right = jnp.where((largest == 0) & ~jnp.isfinite(right), 0, right)
     x, y = materialized((divided(left, size), right))
     return _outer(y, x) if as_adjoint else _outer(x, y)
+
+
+def shifted(ridge: Array, d: Array, x: Array) -> Array:
+    """Ridge D^-2 X for ridge (..., 1, 1), real, and a narrow x (..., n, nrhs); linear in ridge."""
+    of_d = middle(d)
+    e = beside_one(d, of_d)
+    x = divided(x, e)
+    size = _sizes(x, of_d)
+    of_user = unit(magnitudes(divided(size, of_d))).astype(x.dtype)  # of_d^2 may be out of range
+    return divided(divided(x, size), e) * (divided(ridge.astype(x.dtype), of_d) * of_user)
+
+
+def inner_product(x: Array, y: Array, d: Array) -> Array:
+    """Re sum conj(X) D^-2 Y (..., 1, 1) for narrow x and y (..., n, nrhs)."""
+    of_d = middle(d)
+    e = beside_one(d, of_d)
+    x, y = divided(x, e), divided(y, e)
+    of_x, of_y = _sizes(x, of_d), _sizes(y, of_d)
+    products = jnp.conj(divided(x, of_x)) * divided(y, of_y)
+    sums = jnp.sum(products.real, axis=-2, keepdims=True)
+    least = float(jnp.finfo(sums.dtype).tiny)
+    of_d = of_d.real
+    of_user = jnp.clip(of_y.real / of_d, least, 1 / least)  # beyond it where X is zero
+    return jnp.sum(_times_all(sums, of_x.real, of_user, 1 / of_d), axis=-1, keepdims=True)
+
+
+def _sizes(x: Array, of_zero: Array) -> Array:
+    """The units of the columns of X; given ones for what is zero, as its derivative is not."""
+    largest = jnp.max(magnitudes(x), axis=-2, keepdims=True)
+    return jnp.where(largest == 0, of_zero, units_of_columns(x))
+
+
+def _times_all(x: Array, *factors: Array) -> Array:
+    """X times three positive factors: nothing on the way is out of the range of the product."""
+    a, b, c = factors
+    least, most = jnp.minimum(jnp.minimum(a, b), c), jnp.maximum(jnp.maximum(a, b), c)
+    between = jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
+    return x * (least * most) * between
 
 
 def middle(d: Array, axis: int = -2) -> Array:
@@ -189,6 +232,6 @@ def _times(a: Array, d: Array, x: Array) -> Array:
     """Of one matrix or, with the batch innermost, of many small ones."""
     size = column_units(x).astype(x.dtype)[None]
     of_d = middle(d, axis=0)
-    measured = divided(divided(x, size), divided(d, of_d))
+    measured = divided(divided(x, size), beside_one(d, of_d))
     y: Array = divided(over_columns(matmul)(a, measured), of_d)
     return y * size

@@ -47,10 +47,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxqr._linalg.augmented import adjoint_times, near_one, product_over, rank, times
+from jaxqr._linalg.augmented import (
+    adjoint_times,
+    inner_product,
+    near_one,
+    product_over,
+    rank,
+    shifted,
+    times,
+)
 from jaxqr._linalg.batching import at_most, is_wide
-from jaxqr._linalg.layouts import materialized
 from jaxqr._linalg.products import adjoint, matmul
+from jaxqr._linalg.scaling import divided, units_of_columns
 from jaxqr._rules.taylor import from_first, reversed_from
 
 
@@ -142,11 +150,9 @@ def pullback(
         for t, s in ((x, x_bar), (xi, g)):
             if s is not None:
                 pairs.append((apply.w(system, t), apply.null_part(system, s)))
-    # x / d alone may overflow, beside an xi of zeros too.
-    products = (jnp.conj(xi / system.d) * x / system.d).real
-    ridge_bar = jnp.sum(products, axis=(-2, -1), keepdims=True)
+    ridge_bar = None if system.ridge is None else inner_product(xi, x, system.d)
     return Solved(
-        _cotangent(system, pairs, None if system.ridge is None else ridge_bar),
+        _cotangent(system, pairs, ridge_bar),
         None if f is None else rho,
         None if g is None else xi,
         r=None,
@@ -160,7 +166,7 @@ def pushforward(apply: Operators, solved: Solved, tangents: Solved) -> tuple[Arr
     dot, df, dg, _, _ = tangents
     turned = None
     if dot.ridge is not None:
-        dg = plus(dg, dot.ridge.astype(x.dtype) * (x / system.d) / system.d)
+        dg = plus(dg, shifted(dot.ridge, system.d, x))
     if dot.a is not None:
         da, d = matrix(system, dot.a), system.d
         df = plus(df, -times(da, d, x))
@@ -196,8 +202,7 @@ def taylor(apply: Operators, solved: Solved, terms: Solved) -> tuple[Array, Arra
         f_d = plus(right[0], -times(wide, units, _joined(x, -2)))
         g_d = plus(right[1], -adjoint_times(tall, unit, _joined(r, -2)))
         if dot.ridge is not None:
-            shifted = jnp.sum(dot.ridge[1:].astype(x.dtype) * x, axis=0)
-            g_d = g_d + materialized(shifted / unit) / unit  # XLA would divide by unit^2
+            g_d = g_d + jnp.sum(shifted(dot.ridge[1:], unit[None], x), axis=0)
         r_d, x_d = apply.solve(system, f_d, g_d)
         return rs.at[d].set(r_d), xs.at[d].set(x_d)
 
@@ -253,13 +258,15 @@ def pushforward_of_sum_of_squares(
     if da is not None:
         half = half - real_products(r, matmul(da, x))
     if ridge is not None and dx is not None:
-        half = half - ridge[..., 0] * real_products(x, dx)
+        half = half - real_products(ridge.astype(x.dtype) * x, dx)
     return 2 * half
 
 
 def real_products(x: Array, y: Array) -> Array:
-    """Re x_j^H y_j of each column, (..., nrhs)."""
-    return jnp.sum((jnp.conj(x) * y).real, axis=-2)
+    """Re x_j^H y_j of each column, (..., nrhs); in units of x, as both may be small."""
+    units = units_of_columns(x)
+    products = jnp.sum((jnp.conj(divided(x, units)) * y).real, axis=-2)
+    return products * units.real[..., 0, :]
 
 
 def _cotangent(
