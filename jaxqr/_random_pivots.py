@@ -85,11 +85,12 @@ def _log_probability(r: Array, temperature: Array, residual: Array | None) -> Ar
     heat = jnp.maximum(temperature.astype(real), float(jnp.finfo(real).tiny))  # XLA flushes others
     heat = jnp.broadcast_to(heat, batch)[..., None, None]
 
-    # Squared norms in units of their columns.
+    # Squared norms, each in the unit of the largest element in it.
     whole = r if residual is None else jnp.concatenate([r, residual.astype(scalar)], axis=-2)
-    size = unit(jnp.max(magnitudes(whole), axis=-2, keepdims=True, initial=0))
-    squares = abs2(whole * (1 / size).astype(scalar))
-    c = lax.cumsum(squares, axis=squares.ndim - 2, reverse=True)[..., :k, :]
+    sizes = jnp.where(whole == 0, float(jnp.finfo(real).tiny), unit(magnitudes(whole)))
+    squares = abs2(whole * (1 / sizes).astype(scalar))
+    size, c = lax.associative_scan(_together, (sizes, squares), reverse=True, axis=r.ndim - 2)
+    size, c = size[..., :k, :], c[..., :k, :]
 
     left = steps & (c > 0)
     logs = jnp.log(jnp.where(left, c, 1)) + 2 * jnp.log(size)
@@ -102,3 +103,9 @@ def _log_probability(r: Array, temperature: Array, residual: Array | None) -> Ar
     chosen = jnp.diagonal(merits, axis1=-2, axis2=-1)
     log_pi = chosen - jax.nn.logsumexp(merits, axis=-1)
     return jnp.sum(jnp.where(any_left[..., 0], log_pi, 0), axis=-1)
+
+
+def _together(x: tuple[Array, Array], y: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The sum of two squares, each with the unit of its root."""
+    size = jnp.maximum(x[0], y[0])
+    return size, x[1] * (x[0] / size) ** 2 + y[1] * (y[0] / size) ** 2

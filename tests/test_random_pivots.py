@@ -245,6 +245,16 @@ def test_log_probability_where_nothing_is_left():
     assert not {0, 3} <= set(p[:3].tolist())
 
 
+def test_log_probability_of_rows_far_smaller_than_the_first():
+    """1 of 3 columns, then 4 of 5 parts, whatever the size of the second row."""
+    value_and_gradient = jax.jit(jax.value_and_grad(lambda r: jaxqr.log_probability(r, 1.0)))
+    for size in (1e-8, 1e-22, 1e-36):
+        r = jnp.array([[1, 1, 1], [0, 2 * size, size]], "float32")
+        value, gradient = value_and_gradient(r)
+        assert value == pytest.approx(np.log(1 / 3) + np.log(4 / 5), rel=1e-5)
+        np.testing.assert_allclose(gradient[1] * size, [0, 0.2, -0.4], rtol=1e-5)
+
+
 def test_log_probability_of_the_coldest_pivots():
     """Its limit, where the temperature is below all numbers of R's type."""
     value_and_gradient = jax.jit(jax.value_and_grad(jaxqr.log_probability))
