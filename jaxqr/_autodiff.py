@@ -480,7 +480,8 @@ def _batch_columns(args: Any, dims: Any, *, f: Callable[..., Any], own: int, tra
         out = jax.vmap(jaxpr_as_fun(traced), tuple(dims))(*args)
         return out, (0,) * len(out)
     apart = jnp.moveaxis(b, axis, -2)
-    together = _of_columns(f, apart.reshape(*apart.shape[:-2], -1), *shared)
+    columns = apart.shape[-2] * apart.shape[-1]
+    together = _of_columns(f, apart.reshape(*apart.shape[:-2], columns), *shared)
     out = jax.tree.leaves(together)
     for i, x in enumerate(out[:own]):
         out[i] = jnp.moveaxis(x.reshape(*x.shape[:-1], *apart.shape[-2:]), -2, 0)
@@ -613,6 +614,13 @@ def _series_of_traced(primals_in: Any, series_in: Any, **params: Any) -> Any:
     return jet.jet(f, tuple(primals_in), series_in, factorial_scaled=False)
 
 
+def _typed_as(like: Any, x: Any) -> Any:
+    """X, sharded as another of its dtype: the zeros that jet makes are not."""
+    if jnp.result_type(x) != jnp.result_type(like) or jax.typeof(x) == jax.typeof(like):
+        return x
+    return x + jnp.zeros_like(like)
+
+
 def _jet_rule(series_of: Callable[..., list[Arrays]]) -> Callable[..., Any]:
     """JAX's rule, of a function from a rule and the series of the operands to that of outputs."""
 
@@ -630,7 +638,9 @@ def _jet_rule(series_of: Callable[..., list[Arrays]]) -> Callable[..., Any]:
     def of_operands(
         primals: Any, terms: Any, *, traced: Any = None, forward: bool = False, **params: Any
     ) -> Any:
-        operands = [tuple(primals), *zip(*terms, strict=True)]
+        pairs = zip(primals, terms, strict=True)
+        typed = [[_typed_as(primal, x) for x in series] for primal, series in pairs]
+        operands = [tuple(primals), *zip(*typed, strict=True)]
         outputs, *rest = mapped(operands, **params)
         series = [list(x) for x in zip(*rest, strict=True)]
         constant = [jet.zero_series] * (len(outputs) - len(series))

@@ -20,7 +20,7 @@ from jaxqr._autodiff import (
     watching_cotangents,
 )
 from jaxqr._forward import schur as forward
-from jaxqr._linalg.batching import over_leading_axes
+from jaxqr._linalg.batching import over_leading_axes, with_batch_of
 from jaxqr._linalg.exporting import serializable
 from jaxqr._rules import qz as rules
 from jaxqr._rules.qz import Factors
@@ -248,7 +248,7 @@ def from_the_host(factors: Arrays, a: Array) -> Arrays:
 
 def of_schur(s: Array, z: Array) -> Factors:
     """Schur's decomposition of A as the QZ of (A, I)."""
-    return Factors(s, jnp.broadcast_to(jnp.eye(s.shape[-1], dtype=s.dtype), s.shape), z, z)
+    return Factors(s, with_batch_of(s, jnp.eye(s.shape[-1], dtype=s.dtype)), z, z)
 
 
 def _given(factors: Factors, bars: MaybeArrays) -> Factors:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+from jax.experimental import jet
 from numerics import (
     DTYPES,
     FACTORIZATIONS,
@@ -87,6 +88,19 @@ def test_empty(name, shape):
         check(name, a, mode, tri, q, p, tol=0)
         grad = jax.grad(lambda a: jnp.sum(run(name, a, mode)[0]))(jnp.asarray(a))  # noqa: B023
         assert grad.shape == shape
+
+
+@pytest.mark.parametrize("shape", [(2, 0), (0, 2, 3)], ids=str)
+@pytest.mark.parametrize("name", ["qr", "lq", "pivoted_qr"])
+def test_second_derivatives_and_series_of_nothing(name, shape):
+    a = jnp.asarray(matrix(shape))
+
+    def loss(a):
+        return jnp.sum(run(name, a, "alone", forward_mode=True)[0] ** 2)
+
+    assert jax.hessian(loss)(a).shape == shape * 2
+    found, series = jet.jet(getattr(jaxqr, name), (a,), ([a, a],), factorial_scaled=False)
+    assert [x.shape for x in series[0]] == [found[0].shape] * 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

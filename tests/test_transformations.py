@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import jet
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numerics import (
@@ -346,6 +347,10 @@ def test_no_tracer_leaks(f):
         gc.unfreeze()
 
 
+def series(f, a):
+    return jet.jet(f, (a,), ([a, 2 * a],), factorial_scaled=False)[1]
+
+
 @pytest.mark.parametrize(
     "f",
     [
@@ -360,6 +365,9 @@ def test_no_tracer_leaks(f):
         jax.vmap(lambda a: jaxqr.qr_multiply(a, np.ones(SHAPE[1]))),
         lambda a: jaxqr.qr_multiply(a, np.ones((1, *SHAPE)), adjoint=True),
         jax.shard_map(jaxqr.pivoted_qr, in_specs=P("i"), out_specs=P("i")),
+        lambda a: jaxqr.schur(a[:, :3]),
+        lambda a: jaxqr.qz(a[:, :3], a[:, 2:], forward_mode=True),
+        jax.vmap(lambda a: jaxqr.schur(a[:3])),
     ],
 )
 def test_batches_with_explicit_sharding(f):
@@ -370,3 +378,21 @@ def test_batches_with_explicit_sharding(f):
         a = jax.device_put(matrix((BATCH, *SHAPE)), NamedSharding(mesh, P("i")))
         for x in jax.tree.leaves(trace(f, a)):
             assert x.sharding.spec[0] == "i"
+
+
+@pytest.mark.parametrize(
+    "f",
+    [jaxqr.qr, lambda a: jaxqr.lstsq(a, np.ones(SHAPE[0])), lambda a: jaxqr.slogdet(a)[1]],
+    ids=["qr", "lstsq", "slogdet"],
+)
+def test_series_with_explicit_sharding(f):
+    if jax.__version_info__ < (0, 11):
+        pytest.skip("JAX does not know the sharding of some of these")
+    mesh = jax.make_mesh((8,), ("i",), axis_types=(AxisType.Explicit,))
+    a = matrix((BATCH, *SHAPE))
+    expected = jax.tree.leaves(series(f, a))
+    with jax.set_mesh(mesh):
+        found = jax.tree.leaves(series(f, jax.device_put(a, NamedSharding(mesh, P("i")))))
+        for x, y in zip(found, expected, strict=True):
+            assert x.sharding.spec[0] == "i"
+            assert_close(x, y, TOL)

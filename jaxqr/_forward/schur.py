@@ -11,6 +11,9 @@ import jax
 import numpy as np
 import scipy.linalg  # type: ignore[import-untyped]
 from jax import Array
+from jax.sharding import PartitionSpec as P
+
+from jaxqr._linalg.batching import batch_aware
 
 SORTS = ("lhp", "rhp", "iuc", "ouc")
 
@@ -88,13 +91,36 @@ def _schur(a: np.ndarray, sort: str | None) -> tuple[np.ndarray, ...]:
 def _on_the_host(
     factor: Callable[..., tuple[np.ndarray, ...]], count: int, *arrays: Array
 ) -> tuple[Array, ...]:
-    shape = jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)
     if not arrays[0].size:
         return (arrays[0],) * count
+    out: tuple[Array, ...] = batch_aware(_where_the_batch_lies(partial(_called, factor, count)))(
+        *arrays
+    )
+    return out
+
+
+def _called(
+    factor: Callable[..., tuple[np.ndarray, ...]], count: int, *arrays: Array
+) -> tuple[Array, ...]:
+    shape = jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)
     out: tuple[Array, ...] = jax.pure_callback(
         partial(_each, factor, count), (shape,) * count, *arrays, vmap_method="broadcast_all"
     )
     return out
+
+
+def _where_the_batch_lies(f: Callable[..., Any]) -> Callable[..., Any]:
+    """F, on each device of the matrices that it has, where their type tells: else on one of all."""
+
+    def mapped(*arrays: Array) -> Any:
+        spec = jax.typeof(arrays[0]).sharding.spec
+        batch = P(*spec[: arrays[0].ndim - 2])
+        names = {name for axes in batch if axes for name in np.atleast_1d(axes).tolist()}
+        if not names:
+            return f(*arrays)
+        return jax.shard_map(f, in_specs=batch, out_specs=batch, axis_names=names)(*arrays)
+
+    return mapped
 
 
 def _each(factor: Callable[..., Any], count: int, *arrays: Any) -> tuple[np.ndarray, ...]:

@@ -113,7 +113,7 @@ def over_columns(f: Callable[..., Any], *, shared: bool = False) -> Callable[...
         def apart(y: Array) -> Array:
             return jnp.moveaxis(y.reshape(*y.shape[:-1], *columns.shape[-2:]), -2, 0)
 
-        out = aware(*factors, columns.reshape(*x.shape[1:-1], -1))
+        out = aware(*factors, columns.reshape(*x.shape[1:-1], axis_size * x.shape[-1]))
         if not shared:
             return apart(out), True
         return (out[0], apart(out[1])), (jax.tree.map(lambda _: False, out[0]), True)

@@ -85,7 +85,8 @@ def inner_products(x: Array, y: Array) -> Array:
     """The series of tr(X^H Y), (orders, ...), from those of X and Y, (orders, ..., m, n)."""
 
     def of_matrix(x: Array, y: Array) -> Array:
-        rows, columns = jnp.conj(x).reshape(len(x), 1, -1), y.reshape(len(y), -1, 1)
+        orders, m, n = x.shape
+        rows, columns = jnp.conj(x).reshape(orders, 1, m * n), y.reshape(orders, m * n, 1)
         out: Array = lax.map(lambda d: coefficient(rows, columns, d)[0, 0], jnp.arange(len(x)))
         return out
 

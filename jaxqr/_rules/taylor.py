@@ -50,7 +50,8 @@ def product(x: Array, y: Array) -> Array:
 def coefficient(x: Array, y: Array, d: Array | int) -> Array:
     """The coefficient of order d of the product X Y of two series: the sum of X_i Y_{d-i}."""
     left, right = jnp.moveaxis(x, 0, 1), reversed_from(y, d)
-    out: Array = matmul(left.reshape(len(left), -1), right.reshape(-1, y.shape[-1]))
+    inner = right.shape[0] * right.shape[1]
+    out: Array = matmul(left.reshape(len(left), inner), right.reshape(inner, y.shape[-1]))
     return out
 
 
@@ -63,8 +64,7 @@ def reversed_from(y: Array, d: Array | int) -> Array:
 
 def from_first(x: Array, orders: int) -> Array:
     """The series of which X is the first coefficient, and the others are not yet known."""
-    rest = jnp.zeros_like(x, shape=(orders - 1, *x.shape))
-    return jnp.concatenate([x[None], rest])
+    return jnp.pad(x[None], [(0, orders - 1), *[(0, 0)] * x.ndim])  # sharded as X
 
 
 def qr(q: Array, r: Array, a: Array, *, k: int) -> tuple[Array, Array]:
