@@ -473,7 +473,8 @@ def test_bad_files_are_told_and_the_others_done(tmp_path, matrix, capsys, run):
     assert [line.split(": ")[0] for line in out.splitlines() if " x " in line] == [good, also_good]
     assert err.splitlines() == [
         f"{missing}:1: expected a readable file, got: no such file or directory",
-        f"{empty}:1: Not a Matrix Market file. Missing banner.",
+        f"{empty}:1: expected a file that begins with %%MatrixMarket, got ''; "
+        "scipy.io.mmwrite writes one",
         f"{tmp_path}:1: expected a readable file, got: is a directory",
         f"{cut}:5: expected 4 entries, got the end of the file after 3",
     ]

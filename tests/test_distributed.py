@@ -659,6 +659,7 @@ def test_errors():
             "tsqr expects axis_name to name",
         ),
         (lambda: distributed.tsqr(jnp.ones((8, 2)), "rows"), "jax.shard_map around it"),
+        (lambda: distributed.tsqr(jnp.ones((8, 2)), 0), "jax.shard_map around it. Got 0"),
         (lambda: distributed.lstsq(jnp.ones((8, 2)), jnp.ones(8), "rows"), "shard_map around it"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -669,6 +670,8 @@ def test_errors():
         (lambda: qr(jnp.ones((8, 2)), mesh, ["rows"]), r"row_axes to be the name.* Got \['rows'\]"),
         (lambda: lq(jnp.ones((2, 8)), mesh, 0), "column_axes to be the name.* Got 0"),
         (lambda: qr(jnp.ones((8, 2)), mesh, "rows", batch_axes=[]), "batch_axes to be the name"),
+        (lambda: qr(jnp.ones((8, 2)), mesh, (["rows"],)), r"row_axes to be the name.*\['rows'\]"),
+        (lambda: distributed.tsqr(jnp.ones((8, 2)), ["rows"]), "tsqr expects axis_name to be the"),
     ):
         with pytest.raises(TypeError, match=message):
             call()

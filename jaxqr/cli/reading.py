@@ -16,6 +16,7 @@ Where the format leaves a choice, or readers differ:
 """
 
 import bz2
+import codecs
 import gzip
 import inspect
 import io
@@ -131,6 +132,7 @@ class _File:
             content = _content(path)
             if content.startswith((b"\x1f\x8b", b"BZh")):
                 content = (bz2 if content.startswith(b"B") else gzip).decompress(content)
+            content = content.removeprefix(codecs.BOM_UTF8)
         except (OSError, ValueError, EOFError, zlib.error) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             self.fail(0, f"expected a readable file, got: {_shown(reason.lower())}")
@@ -154,9 +156,13 @@ class _File:
             self.fail(int(place) - 1 if place else blame, _shown(reason))
 
     def check_banner(self) -> None:
-        """Refuse one with too few words, of which SciPy names none. More are ignored, as there."""
+        """Refuse none, and one with too few words. More are ignored, as by SciPy."""
         name, *words = self.lines[0].split() or [b""]
-        if name.endswith(b"%MatrixMarket") and len(words) < 4:
+        if name not in (b"%%MatrixMarket", b"%MatrixMarket"):
+            way_out = "scipy.io.mmwrite writes one"
+            got = _shown(self.lines[0])
+            self.fail(0, f"expected a file that begins with %%MatrixMarket, got {got}; {way_out}")
+        if len(words) < 4:
             expected = "%%MatrixMarket matrix FORMAT FIELD SYMMETRY"
             self.fail(0, f"expected {expected}, got {_shown(self.lines[0])}")
 

@@ -1,5 +1,6 @@
 """What the functions of this package do to their arguments."""
 
+from collections.abc import Hashable
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,7 +16,12 @@ def names_of(axis_name: AxisName) -> tuple[str, ...]:
 
 
 def check_axes(caller: str, argument: str, axes: tuple[str, ...]) -> None:
-    """Raises ValueError if one of the axes is there twice."""
+    """Raises an error if one of the axes is there twice, or is no name."""
+    if not all(isinstance(axis, Hashable) for axis in axes):
+        raise TypeError(
+            f"{caller} expects {argument} to be the name of an axis or a tuple of such names. "
+            f"Got {axes if len(axes) > 1 else axes[0]}."
+        )
     if len(set(axes)) < len(axes):
         raise ValueError(f"{caller} expects {argument} to name different axes. Got {axes}.")
 
@@ -31,7 +37,7 @@ def check(caller: str, a: Array, axis_name: AxisName, reduction: str) -> None:
     check_axes(caller, "axis_name", names_of(axis_name))
     try:
         devices = lax.axis_size(axis_name)
-    except NameError:
+    except (NameError, ValueError):  # no axis of that name, or a number
         raise ValueError(
             f"{caller} expects axis_name to be an axis of the jax.shard_map around it. "
             f"Got {axis_name!r}."
