@@ -28,6 +28,7 @@ from jaxqr._linalg.batching import at_most, is_wide, with_batch_of
 from jaxqr._linalg.dependence import ROUNDING, dependent_columns, first_dependent
 from jaxqr._linalg.exporting import serializable
 from jaxqr._linalg.products import adjoint, matmul
+from jaxqr._linalg.reflectors import abs2
 from jaxqr._linalg.scaling import divided, magnitudes, unit, units_of_columns
 from jaxqr._rules import least_squares as rules
 from jaxqr._rules.least_squares import Solved, System
@@ -336,7 +337,7 @@ def _of_nothing(a: Array, b: Array, ridge: Array | None, batch: tuple[int, ...])
     if ridge is not None:
         each = jnp.broadcast_to(ridge, batch)[..., None, None]
         covariance = _over(each, _identity(n, covariance))
-    rss = rules.real_products(b, b)
+    rss = _sum_of_squares(b)
     return LeastSquares(
         x=jnp.zeros((*batch, n, nrhs), a.dtype),
         rss=jnp.broadcast_to(rss, (*batch, nrhs)),
@@ -387,7 +388,7 @@ def _solve_columns(
         r = jnp.where(infinite, b, r)
         covariance = jnp.where(infinite, 0 * covariance, covariance)
     if by_y:
-        rss = rules.real_products(r, r)
+        rss = _sum_of_squares(r)
     else:
         leaves, structure = jax.tree.flatten((r, x, a, b, finite))
         (rss,) = differentiated(SumOfSquares(structure), forward_mode)(*varying_alike(leaves))
@@ -478,7 +479,7 @@ def _residual_of_wide(system: System, b: Array, solution: list[Array] | None, y:
     counts = jnp.sqrt(ridge) > float(jnp.finfo(ridge.dtype).eps) ** 0.5 * largest
     level = jnp.where(counts, ridge, 1)
     # A power of two apart: derivatives of the root of a small number are out of range.
-    size = unit(jnp.sqrt(level))
+    size = constant(_unit_of_root, level)
     root, size = (x.astype(a.dtype) for x in (jnp.sqrt(level / size / size), size))
     held = size * lax.stop_gradient(root)
     of_one = system._replace(
@@ -492,6 +493,17 @@ def _residual_of_wide(system: System, b: Array, solution: list[Array] | None, y:
     _, of_root = _shortest(of_one, b, None if solution is None else in_its_units)
     of_root = of_root / jnp.where(counts, of_one.d, 1)
     return -jnp.where(counts, of_root, ridge.astype(a.dtype) / system.d * y)
+
+
+def _unit_of_root(x: Array) -> Array:
+    return unit(jnp.sqrt(x))
+
+
+def _sum_of_squares(r: Array) -> Array:
+    """||r||^2 of each column, (..., nrhs), though squares be out of range."""
+    units: Array = constant(units_of_columns, r)
+    size = units.real[..., 0, :]
+    return jnp.sum(abs2(divided(r, units)), axis=-2) * size * size
 
 
 def _rank(system: System) -> Array:
