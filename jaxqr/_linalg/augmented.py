@@ -26,6 +26,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import ArrayLike
 
 from jaxqr._linalg import products, reflectors
 from jaxqr._linalg.algebra import adjoint, matmul, project, solve_adjoint_left, solve_left, total
@@ -148,9 +149,9 @@ def adjoint_times(a: Array, d: Array, r: Array) -> Array:
     """D^-1 A^H R for a (..., m, n) and a narrow r (..., m, nrhs)."""
 
     def product(a: Array, d: Array, r: Array) -> Array:
-        size = column_units(r).astype(r.dtype)[None]
-        # Its tangent would be zeros, but beside a factor 1 / d^2 that may be out of range.
-        return divided(project(a, divided(r, size)), lax.stop_gradient(d)) * size
+        size = column_units(r)[None]
+        product = project(a, divided(r, size.astype(r.dtype)))
+        return times_all(product, size, _inverse(d))
 
     y: Array = over_matrices(product)(a, d, r)
     return y
@@ -162,10 +163,10 @@ def product_over(left: Array, d: Array, right: Array, *, as_adjoint: bool) -> Ar
     What L leaves out is left out though R be infinite there; dL, where L is zero, is not.
     """
     largest = jnp.max(magnitudes(left), axis=-2, keepdims=True)
-    size = unit(largest).astype(left.dtype)
-    right = divided(right * size, d)
+    size = unit(largest)
+    right = times_all(right, size, _inverse(d))
     right = jnp.where((largest == 0) & ~jnp.isfinite(right), 0, right)
-    x, y = materialized((divided(left, size), right))
+    x, y = materialized((divided(left, size.astype(left.dtype)), right))
     return _outer(y, x) if as_adjoint else _outer(x, y)
 
 
@@ -190,7 +191,12 @@ def inner_product(x: Array, y: Array, d: Array) -> Array:
     least = float(jnp.finfo(sums.dtype).tiny)
     of_d = of_d.real
     of_user = jnp.clip(of_y.real / of_d, least, 1 / least)  # beyond it where X is zero
-    return jnp.sum(_times_all(sums, of_x.real, of_user, 1 / of_d), axis=-1, keepdims=True)
+    return jnp.sum(times_all(sums, of_x.real, of_user, 1 / of_d), axis=-1, keepdims=True)
+
+
+def _inverse(d: Array) -> Array:
+    """D^-1, real. D's tangent would be zeros, but beside a factor 1 / d^2 out of range."""
+    return 1 / lax.stop_gradient(d).real
 
 
 def _sizes(x: Array, of_zero: Array) -> Array:
@@ -199,12 +205,14 @@ def _sizes(x: Array, of_zero: Array) -> Array:
     return jnp.where(largest == 0, of_zero, units_of_columns(x))
 
 
-def _times_all(x: Array, *factors: Array) -> Array:
-    """X times three positive factors: nothing on the way is out of the range of the product."""
-    a, b, c = factors
+def times_all(x: Array, a: Array, b: ArrayLike, c: ArrayLike = 1.0) -> Array:
+    """X times three positive factors: nothing on the way is out of the range of X or the product.
+
+    Of the factors, of which two may be any, the least and the largest go first, as one.
+    """
     least, most = jnp.minimum(jnp.minimum(a, b), c), jnp.maximum(jnp.maximum(a, b), c)
     between = jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
-    return x * (least * most) * between
+    return x * (least * most).astype(x.dtype) * between.astype(x.dtype)
 
 
 def middle(d: Array, axis: int = -2) -> Array:
@@ -230,8 +238,7 @@ def _outer(x: Array, y: Array) -> Array:
 
 def _times(a: Array, d: Array, x: Array) -> Array:
     """Of one matrix or, with the batch innermost, of many small ones."""
-    size = column_units(x).astype(x.dtype)[None]
+    size = column_units(x)[None]
     of_d = middle(d, axis=0)
-    measured = divided(divided(x, size), beside_one(d, of_d))
-    y: Array = divided(over_columns(matmul)(a, measured), of_d)
-    return y * size
+    measured = divided(divided(x, size.astype(x.dtype)), beside_one(d, of_d))
+    return times_all(over_columns(matmul)(a, measured), size, _inverse(of_d))

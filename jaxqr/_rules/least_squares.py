@@ -46,6 +46,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import ArrayLike
 
 from jaxqr._linalg.augmented import (
     adjoint_times,
@@ -55,6 +56,7 @@ from jaxqr._linalg.augmented import (
     rank,
     shifted,
     times,
+    times_all,
 )
 from jaxqr._linalg.batching import at_most, is_wide
 from jaxqr._linalg.products import adjoint, matmul
@@ -242,10 +244,15 @@ def pullback_of_sum_of_squares(
 ) -> tuple[Array | None, Array, Array]:
     """Cotangents of x, A and b, for ||r||^2 (..., nrhs) of r = b - A x with A^H r = lambda x."""
     twice = (2 * bar[..., None, :]).astype(r.dtype)
-    b_bar = twice * r
-    a_bar = product_over(-b_bar, jnp.ones_like(r[..., :1, :1]), x, as_adjoint=False)
-    x_bar = None if ridge is None else -twice * ridge.astype(x.dtype) * x
-    return x_bar, a_bar, b_bar
+    size = units_of_columns(twice)
+    twice = divided(twice, size)  # 2 bar r may be out of range, and not A-bar
+    a_bar = product_over(-twice * r, 1 / size.real, x, as_adjoint=False)
+    b_bar = twice * r * size
+    if ridge is None:
+        return None, a_bar, b_bar
+    of_ridge = units_of_columns(ridge)
+    near_x = -twice * divided(ridge, of_ridge).astype(x.dtype) * x
+    return times_all(near_x, size.real, of_ridge), a_bar, b_bar
 
 
 def pushforward_of_sum_of_squares(
@@ -256,17 +263,20 @@ def pushforward_of_sum_of_squares(
     if db is not None:
         half = half + real_products(r, db)
     if da is not None:
-        half = half - real_products(r, matmul(da, x))
+        size = units_of_columns(x)
+        half = half - real_products(r, matmul(da, divided(x, size)), size.real)
     if ridge is not None and dx is not None:
-        half = half - real_products(ridge.astype(x.dtype) * x, dx)
+        size = units_of_columns(ridge)
+        near_x = divided(ridge, size).astype(x.dtype) * x
+        half = half - real_products(near_x, dx, size)
     return 2 * half
 
 
-def real_products(x: Array, y: Array) -> Array:
-    """Re x_j^H y_j of each column, (..., nrhs); in units of x, as both may be small."""
+def real_products(x: Array, y: Array, size: ArrayLike = 1.0) -> Array:
+    """Re x_j^H y_j of each column, times a size, (..., nrhs); in units of x, as it may be small."""
     units = units_of_columns(x)
-    products = jnp.sum((jnp.conj(divided(x, units)) * y).real, axis=-2)
-    return products * units.real[..., 0, :]
+    products = jnp.sum((jnp.conj(divided(x, units)) * y).real, axis=-2, keepdims=True)
+    return times_all(products, units.real, size)[..., 0, :]
 
 
 def _cotangent(
