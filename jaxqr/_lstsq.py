@@ -373,16 +373,16 @@ def _solve_columns(
     if ridge is not None:
         infinite = jnp.equal(ridge, jnp.inf)
         finite = jnp.where(infinite, 1, ridge)
-    r, x, system = _solved(a, b, finite, rcond, forward_mode)
+    r, measured, x, system = _solved(a, b, finite, rcond, forward_mode)
     if infinite is not None:
-        x = jnp.where(infinite, 0 * x, x)
+        measured, x = (jnp.where(infinite, 0 * of_one, of_one) for of_one in (measured, x))
     lost = constant(first_dependent, _triangle(system)) if check_rank else None
     if not full:
         return (x, None), (None, None, lost)
     by_y = rules.is_adjoint(system)
     if finite is not None and a.shape[-2] == a.shape[-1]:
         # Where the ridge is small, b - A x is rounding, and -ridge y is not.
-        (r, _, _), by_y = _solved_wide(a, b, finite, forward_mode), True
+        (r, *_), by_y = _solved_wide(a, b, finite, forward_mode), True
     covariance = _covariance(system, forward_mode)
     if infinite is not None:
         r = jnp.where(infinite, b, r)
@@ -390,15 +390,16 @@ def _solve_columns(
     if by_y:
         rss = _sum_of_squares(r)
     else:
-        leaves, structure = jax.tree.flatten((r, x, a, b, finite))
+        held = lax.stop_gradient(system.d)
+        leaves, structure = jax.tree.flatten((r, measured, held, a, b, finite))
         (rss,) = differentiated(SumOfSquares(structure), forward_mode)(*varying_alike(leaves))
     return (x, rss), (_rank(system), covariance, lost)
 
 
 def _solved(
     a: Array, b: Array, ridge: Array | None, rcond: Array | None, forward_mode: bool
-) -> tuple[Array, Array, System]:
-    """(b - A x, x), with their derivatives, and the system.
+) -> tuple[Array, Array, Array, System]:
+    """b - A x, the system's x, x and the system; all but the system with their derivatives.
 
     Which factorization, and which parts of it the derivatives are to keep.
     """
@@ -414,11 +415,9 @@ def _solved(
         kept = q if forward_mode or at_most(rows, columns) else None
         system = System(a, ridge, lax.stop_gradient(rcond), root, d, kept)
         if forward_mode:
-            r, _, x = linear_solution(system, b, None)
-            return r, x, system
+            return *linear_solution(system, b, None), system
         solved = Solved(system, b, None, *constant(solution_of, system._replace(q=q), b, None))
-    r, _, x = derive(solved, forward_mode)
-    return r, x, solved.system
+    return *derive(solved, forward_mode), solved.system
 
 
 def _solved_without_q(a: Array, b: Array, ridge: Array | None) -> Solved:
@@ -437,7 +436,7 @@ def _solved_without_q(a: Array, b: Array, ridge: Array | None) -> Solved:
 
 def _solved_wide(
     a: Array, b: Array, ridge: Array | None, forward_mode: bool
-) -> tuple[Array, Array, System]:
+) -> tuple[Array, Array, Array, System]:
     """As ``_solved``: the shortest x is the augmented system's r for the matrix A^H and g = b.
 
     Square A can come this way too.
@@ -452,7 +451,7 @@ def _solved_wide(
     solution = None if forward_mode else constant(solution_for_g, system, b)
     x, y = _shortest(system, b, solution)
     r = jnp.zeros_like(b) if ridge is None else _residual_of_wide(system, b, solution, y)
-    return r, x, system
+    return r, y, x, system
 
 
 def _shortest(system: System, b: Array, solution: list[Array] | None) -> tuple[Array, Array]:

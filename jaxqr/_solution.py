@@ -151,7 +151,10 @@ class Solution:
 
 @dataclasses.dataclass(frozen=True)
 class SumOfSquares:
-    """||r||^2 (..., nrhs), with its derivative. Arguments are the leaves of (r, x, a, b, ridge)."""
+    """||r||^2 (..., nrhs), with its derivative.
+
+    Arguments are the leaves of (r, x, d, a, b, ridge), x measured in the units d, which are held.
+    """
 
     structure: Any
     caller = "lstsq"
@@ -167,17 +170,17 @@ class SumOfSquares:
 
     def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
         """Cotangents of x, A and b."""
-        r, x, _, _, ridge = self.structure.unflatten(residuals)
+        r, x, d, _, _, ridge = self.structure.unflatten(residuals)
         (bar,) = cotangents
         assert bar is not None
-        bars = rules.pullback_of_sum_of_squares(r, x, ridge, bar)
-        return tuple(self.structure.flatten_up_to((None, *bars, None)))
+        x_bar, *bars = rules.pullback_of_sum_of_squares(r, x, d, ridge, bar)
+        return tuple(self.structure.flatten_up_to((None, x_bar, None, *bars, None)))
 
     def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
         """(d ||r||^2,)."""
-        r, x, _, _, ridge = self.structure.unflatten(residuals)
-        _, *dots, _ = self.structure.unflatten(tangents)
-        return (rules.pushforward_of_sum_of_squares(r, x, ridge, *dots),)
+        r, x, d, _, _, ridge = self.structure.unflatten(residuals)
+        _, dx, _, da, db, _ = self.structure.unflatten(tangents)
+        return (rules.pushforward_of_sum_of_squares(r, x, d, ridge, dx, da, db),)
 
     def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
         """The series of (||r||^2,)."""

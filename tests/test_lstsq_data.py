@@ -267,6 +267,66 @@ def test_derivatives_by_the_ridge_where_products_are_out_of_range(shape):
             assert_close(x, y, 1e-5)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_derivatives_by_the_matrix_where_products_are_out_of_range(shape):
+    """Of 2^i A, 2^j b, and 2^k times the cotangent or dA, whatever they are."""
+    a, b = gaussian(shape, "float32"), gaussian(shape[:1], "float32")
+    x_bar, da = gaussian(shape[1:], "float32"), gaussian(shape, "float32", seed=1)
+
+    @functools.partial(jax.jit, static_argnames="forward_mode")
+    def gradient(a, b, x_bar, forward_mode=False):
+        return jax.vjp(lambda a: jaxqr.lstsq(a, b, forward_mode=forward_mode), a)[1](x_bar)[0]
+
+    @jax.jit
+    def tangent(a, b, da):
+        return jax.jvp(lambda a: jaxqr.lstsq(a, b, forward_mode=True), (a,), (da,))[1]
+
+    def check(function, last, sizes):
+        i, j, k = sizes
+        of_a, of_b, of_last = np.exp2(np.float32(sizes))
+        ours = function(of_a * a, of_b * b, of_last * last)
+        expected = times_two_to_the(0, function(a, b, last))
+        assert_close(times_two_to_the(2 * i - j - k, ours), expected, 1e-5)
+
+    for sizes in [(-40, -110, -75), (40, 75, 110), (75, 110, 110)]:
+        check(gradient, x_bar, sizes)
+        check(functools.partial(gradient, forward_mode=True), x_bar, sizes)
+    for sizes in [(-40, -75, 110), (40, 110, -110), (75, 110, -75)]:
+        check(tangent, da, sizes)
+
+
+@WIRINGS
+def test_sum_of_squares_beside_a_ridge_where_products_are_out_of_range(forward_mode):
+    """Of 2^i A, 2^j b, 4^i times the ridge and 2^k times the cotangent."""
+    a, b, one = gaussian((9, 4), "float32"), gaussian((9,), "float32"), np.float32(1)
+
+    @jax.jit
+    def gradients(a, b, ridge, bar):
+        def rss(a, b, ridge):
+            return jaxqr.lstsq(a, b, ridge=ridge, full=True, forward_mode=forward_mode).rss
+
+        return jax.vjp(rss, a, b, ridge)[1](bar)
+
+    @jax.jit
+    def tangent(a, b, ridge, da):
+        def rss(a):
+            return jaxqr.lstsq(a, b, ridge=ridge, full=True, forward_mode=True).rss
+
+        return jax.jvp(rss, (a,), (da,))[1]
+
+    expected = gradients(a, b, one, one)
+    for i, j, k in [(-60, 0, -75), (-40, -30, -75), (60, 20, 75)]:
+        of_a, of_b, of_bar = np.exp2(np.float32([i, j, k]))
+        of_one = gradients(of_a * a, of_b * b, of_a * of_a, of_bar)
+        shifts = i - 2 * j - k, -j - k, 2 * i - 2 * j - k
+        for ours, shift, right in zip(of_one, shifts, expected, strict=True):
+            assert_close(times_two_to_the(shift, ours), times_two_to_the(0, right), 1e-5)
+    if forward_mode:
+        small, large = np.exp2(np.float32([-60, 60]))
+        ours = tangent(small * a, small * b, small * small, large * a)
+        assert_close(ours, tangent(a, b, one, a), 1e-5)
+
+
 @WIRINGS
 @pytest.mark.parametrize("shape", [(9, 4), (4, 4), (4, 9)], ids=str)
 def test_sum_of_squares_without_a_ridge_at_the_ends_of_the_range(shape, forward_mode):

@@ -46,7 +46,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import ArrayLike
 
 from jaxqr._linalg.augmented import (
     adjoint_times,
@@ -56,10 +55,9 @@ from jaxqr._linalg.augmented import (
     rank,
     shifted,
     times,
-    times_all,
 )
 from jaxqr._linalg.batching import at_most, is_wide
-from jaxqr._linalg.products import adjoint, matmul
+from jaxqr._linalg.products import adjoint
 from jaxqr._linalg.scaling import divided, units_of_columns
 from jaxqr._rules.taylor import from_first, reversed_from
 
@@ -240,43 +238,41 @@ def pushforward_of_null_part(
 
 
 def pullback_of_sum_of_squares(
-    r: Array, x: Array, ridge: Array | None, bar: Array
+    r: Array, x: Array, d: Array, ridge: Array | None, bar: Array
 ) -> tuple[Array | None, Array, Array]:
     """Cotangents of x, A and b, for ||r||^2 (..., nrhs) of r = b - A x with A^H r = lambda x."""
     twice = (2 * bar[..., None, :]).astype(r.dtype)
-    size = units_of_columns(twice)
-    twice = divided(twice, size)  # 2 bar r may be out of range, and not A-bar
-    a_bar = product_over(-twice * r, 1 / size.real, x, as_adjoint=False)
-    b_bar = twice * r * size
-    if ridge is None:
-        return None, a_bar, b_bar
-    of_ridge = units_of_columns(ridge)
-    near_x = -twice * divided(ridge, of_ridge).astype(x.dtype) * x
-    return times_all(near_x, size.real, of_ridge), a_bar, b_bar
+    b_bar = twice * r
+    a_bar = product_over(-b_bar, d, x, as_adjoint=False)
+    x_bar = None if ridge is None else -twice * shifted(ridge, d, x)
+    return x_bar, a_bar, b_bar
 
 
 def pushforward_of_sum_of_squares(
-    r: Array, x: Array, ridge: Array | None, dx: Array | None, da: Array | None, db: Array | None
+    r: Array,
+    x: Array,
+    d: Array,
+    ridge: Array | None,
+    dx: Array | None,
+    da: Array | None,
+    db: Array | None,
 ) -> Array:
     """The tangent of ||r||^2: 2 Re r^H (db - dA x) - 2 lambda Re x^H dx."""
     half = jnp.zeros_like(r.real[..., 0, :])
     if db is not None:
         half = half + real_products(r, db)
     if da is not None:
-        size = units_of_columns(x)
-        half = half - real_products(r, matmul(da, divided(x, size)), size.real)
+        half = half - real_products(r, times(da, d, x))
     if ridge is not None and dx is not None:
-        size = units_of_columns(ridge)
-        near_x = divided(ridge, size).astype(x.dtype) * x
-        half = half - real_products(near_x, dx, size)
+        half = half - real_products(shifted(ridge, d, x), dx)
     return 2 * half
 
 
-def real_products(x: Array, y: Array, size: ArrayLike = 1.0) -> Array:
-    """Re x_j^H y_j of each column, times a size, (..., nrhs); in units of x, as it may be small."""
+def real_products(x: Array, y: Array) -> Array:
+    """Re x_j^H y_j of each column, (..., nrhs); in units of x, as both may be small."""
     units = units_of_columns(x)
-    products = jnp.sum((jnp.conj(divided(x, units)) * y).real, axis=-2, keepdims=True)
-    return times_all(products, units.real, size)[..., 0, :]
+    products = jnp.sum((jnp.conj(divided(x, units)) * y).real, axis=-2)
+    return products * units.real[..., 0, :]
 
 
 def _cotangent(
