@@ -89,7 +89,10 @@ def as_array(caller: str, name: str, value: ArrayLike) -> Array:
     except OverflowError as error:
         raise TypeError(f"{expected} {kind}. {error}; np.asarray({name}, float) serves.") from error
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{expected} {kind}. {error}") from error
+        way_out = ""
+        if isinstance(value, str | list | tuple | numbers.Number):  # fractions, decimals
+            way_out = f" np.asarray({name}, float) makes numbers of what stands for some."
+        raise TypeError(f"{expected} {kind}. {error}{way_out}") from error
 
 
 @functools.cache
@@ -97,6 +100,9 @@ def _refusal(dtype: Any) -> str | None:
     """Why arrays of this type are not taken, and what serves; None where they are."""
     if jnp.issubdtype(dtype, jax.dtypes.extended):
         return ": random keys are no numbers; jax.random.normal and others make some."
+    if len(dtype.names or ()) > 1:
+        to_numbers = "numpy.lib.recfunctions.structured_to_unstructured({name})"
+        return f", which has fields: {to_numbers} makes numbers of them."
     if dtype.kind in "mMOSU" or not (dtype.kind == "b" or jnp.issubdtype(dtype, jnp.number)):
         return "; {name}.astype(float) makes numbers of it, where its elements stand for some."
     if not dtype.isnative:
@@ -192,6 +198,20 @@ def flags(caller: str, **values: Any) -> None:
                 f"{caller} expects {name} to be True or False, known when it is traced. "
                 f"Got {value!r}."
             )
+
+
+def promoted(caller: str, **arrays: Array) -> Any:
+    """The type that those of two arrays promote to, though they be strict about it elsewhere."""
+    with jax.numpy_dtype_promotion("standard"):
+        try:
+            return jnp.result_type(*arrays.values())
+        except ValueError:  # of floats of 8 bits
+            (first, x), (second, y) = arrays.items()
+            raise TypeError(
+                f"{caller} expects {first} and {second} to be of types that promote to one. Got "
+                f"{x.dtype} and {y.dtype}, which do not: {first}.astype({second}.dtype) "
+                "serves, or the other way round."
+            ) from None
 
 
 def compute_dtype(dtype: DTypeLike) -> Any:

@@ -18,6 +18,7 @@ from jaxqr._arguments import (
     is_number_zero,
     level,
     one_of,
+    promoted,
     require_rank,
     result_dtype,
 )
@@ -236,8 +237,7 @@ def _cut(a: Array, b: Array, rcond: ArrayLike | str | None) -> Array | None:
         return None
     if isinstance(rcond, str):
         one_of("lstsq", "rcond", rcond, ("auto",))
-        with jax.numpy_dtype_promotion("standard"):
-            scalar = compute_dtype(jnp.result_type(a, b))
+        scalar = compute_dtype(promoted("lstsq", a=a, b=b))
         return jnp.asarray(ROUNDING * float(jnp.finfo(scalar).eps))
     return level("lstsq", "rcond", rcond, most=1, scalar=True)
 
@@ -272,8 +272,7 @@ def _lstsq(
 
     What was not asked for is None.
     """
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(a, b)
+    dtype = promoted("lstsq", a=a, b=b)
     scalar = compute_dtype(dtype)
     real = jnp.finfo(scalar).dtype
     ridge, rcond = (None if x is None else x.astype(real) for x in (ridge, rcond))

@@ -20,6 +20,7 @@ from jaxqr._arguments import (
     compute_dtype,
     flags,
     one_of,
+    promoted,
     result_dtype,
 )
 from jaxqr._autodiff import (
@@ -189,8 +190,7 @@ def _multiply(
     forward_mode: bool,
     positive_diagonal: bool,
 ) -> tuple[Array, Array]:
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(a, c)
+    dtype = promoted("qr_multiply", a=a, c=c)
     a, c = (x.astype(compute_dtype(dtype)) for x in (a, c))
     rule = Multiplied(adjoint, positive_diagonal, forward_mode)
 

@@ -1,5 +1,7 @@
 """The probability of random pivots."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -93,16 +95,23 @@ def _log_probability(r: Array, temperature: Array, residual: Array | None) -> Ar
     size, c = size[..., :k, :], c[..., :k, :]
 
     left = steps & (c > 0)
-    logs = jnp.log(jnp.where(left, c, 1)) + 2 * jnp.log(size)
+    # Exponents before logarithms: in a step's own unit these have no digits to lose.
+    exponents = _beside_largest(jnp.round(jnp.log2(size)), left)
+    logs = jnp.log(jnp.where(left, c, 1)) + 2 * math.log(2) * exponents
     any_left = jnp.any(left, axis=-1, keepdims=True)
     # Beside the largest, so that only what is improbable leaves the range of the type.
-    least = float(jnp.finfo(real).min)
-    most = jnp.max(jnp.where(left, logs, least), axis=-1, keepdims=True, initial=least)
-    logs = jnp.where(left, logs - lax.stop_gradient(most), 0) / heat
+    logs = _beside_largest(logs, left) / heat
     merits = jnp.where(left, logs, jnp.where(any_left, -jnp.inf, 0))
     chosen = jnp.diagonal(merits, axis1=-2, axis2=-1)
     log_pi = chosen - jax.nn.logsumexp(merits, axis=-1)
     return jnp.sum(jnp.where(any_left[..., 0], log_pi, 0), axis=-1)
+
+
+def _beside_largest(x: Array, left: Array) -> Array:
+    """X (..., k, n) less the largest of each step; 0 where nothing is left."""
+    least = float(jnp.finfo(x.dtype).min)
+    most = jnp.max(jnp.where(left, x, least), axis=-1, keepdims=True, initial=least)
+    return jnp.where(left, x - lax.stop_gradient(most), 0)
 
 
 def _together(x: tuple[Array, Array], y: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -11,7 +11,7 @@ from jax import Array
 from jax.experimental import checkify
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxqr._arguments import as_matrices, by_name, compute_dtype, flags, one_of
+from jaxqr._arguments import as_matrices, by_name, compute_dtype, flags, one_of, promoted
 from jaxqr._autodiff import (
     Arrays,
     MaybeArrays,
@@ -221,8 +221,7 @@ _OPTIONS = ("sort", "forward_mode", "check_gauge")
 
 @functools.partial(jax.jit, static_argnames=_OPTIONS)
 def _qz(a: Array, b: Array, *, sort: str | None, forward_mode: bool, check_gauge: bool) -> Arrays:
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = _complex(jnp.result_type(a, b))
+    dtype = _complex(promoted("qz", a=a, b=b))
     shape = np.broadcast_shapes(a.shape, b.shape)
     a, b = varying_alike([jnp.broadcast_to(x.astype(dtype), shape) for x in (a, b)])
     factors = differentiated(QZ(sort), forward_mode)(a, b)

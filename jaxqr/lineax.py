@@ -30,7 +30,7 @@ from lineax.internal import (
     unravel_solution,
 )
 
-from jaxqr._arguments import compute_dtype, level
+from jaxqr._arguments import compute_dtype, level, one_of
 from jaxqr._forward.least_squares import factor, factor_for_few_products
 from jaxqr._linalg.augmented import Root, solve_augmented
 from jaxqr._linalg.dependence import ROUNDING
@@ -147,8 +147,11 @@ class PivotedQR(_Solver):
 
     def __check_init__(self) -> None:
         """Raises what ``jaxqr.lstsq`` does for such an rcond."""
-        if self.rcond is not None:
-            level("PivotedQR", "rcond", self.rcond, most=1, scalar=True)
+        rcond: Any = self.rcond
+        if isinstance(rcond, str):
+            one_of("PivotedQR", "rcond", rcond, ())
+        if rcond is not None:
+            level("PivotedQR", "rcond", rcond, most=1, scalar=True)
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> Factored:
         """The factors of an operator, up to its rank."""
@@ -161,7 +164,7 @@ class PivotedQR(_Solver):
 
     def _also(self, state: Factored) -> dict[str, Any]:
         # Beyond the rank, columns of Q are zero; what is not a number is not zero.
-        return {"rank": jnp.sum(jnp.any(state.q != 0, axis=0))}
+        return {"rank": jnp.sum(jnp.any(state.q != 0, axis=0), dtype=jnp.int32)}
 
     def assume_full_rank(self) -> bool:
         """False: lineax's derivative is to hold at any rank."""

@@ -1,5 +1,8 @@
 """Bad input, rank checks, and any shape and type whatever."""
 
+import decimal
+import fractions
+import functools
 import inspect
 import re
 from typing import Literal
@@ -90,6 +93,8 @@ def no_numbers():
     for dtype in ("object", "U1", "S1", "datetime64[s]", "timedelta64[s]", [("x", "f4")]):
         x = np.zeros((3, 2), dtype)
         yield x, re.escape(f"Got type {x.dtype}; ") + r".*\.astype\(float\)"
+    of_fields = np.zeros((3, 2), [("x", "f4"), ("y", "f4")])
+    yield of_fields, r"Got type .*, which has fields: .*structured_to_unstructured"
     for dtype, serves in ((">f8", "float64"), (">i4", "int32"), (">c8", "complex64")):
         yield a.astype(dtype), rf'Got type {dtype}, whose byte order .*astype\("{serves}"\)'
     for dtype, serves in ((np.longdouble, "float64"), (np.clongdouble, "complex128")):
@@ -125,6 +130,27 @@ def test_lists_are_told_what_is_wrong_inside():
     message = r"lstsq expects b .* Got list\. .*np\.asarray\(b, float\) serves"
     with pytest.raises(TypeError, match=message):
         jaxqr.lstsq(jnp.eye(2), [10**30, 1])
+    half = fractions.Fraction(1, 2)
+    for x in ([["1", "2"]], [[half]], [[decimal.Decimal(1)]]):
+        with pytest.raises(
+            TypeError, match=r"qr expects a .* Got list\. .*np\.asarray\(a, float\)"
+        ):
+            jaxqr.qr(x)
+    with pytest.raises(TypeError, match=r"ridge .* Got Fraction.*np\.asarray\(ridge, float\)"):
+        jaxqr.lstsq(jnp.eye(2), jnp.ones(2), ridge=half)
+
+
+def test_types_that_promote_to_none():
+    small, other = jnp.ones((2, 2), jnp.float8_e4m3fn), jnp.ones((2, 2), jnp.float32)
+    message = r"types that promote to one. Got float8_e4m3fn and float32.*\.astype\([bc]\.dtype\)"
+    for name, function in (
+        ("lstsq expects a and b", jaxqr.lstsq),
+        ("lstsq expects a and b", functools.partial(jaxqr.lstsq, rcond="auto")),
+        ("qr_multiply expects a and c", jaxqr.qr_multiply),
+        ("qz expects a and b", jaxqr.qz),
+    ):
+        with pytest.raises(TypeError, match=f"{name} to be of {message}"):
+            function(small, other)
 
 
 def test_integers_of_any_size_are_numbers():

@@ -81,7 +81,7 @@ def test_without_full_rank_qr_says_so():
         (np.nan, r"rcond to be in 0\.\.1. Got nan"),
         (2.0, r"rcond to be in 0\.\.1. Got 2.0"),
         (np.array([1e-3]), r"rcond to be a scalar. Got shape \(1,\)"),
-        ("auto", "rcond to be an array of numbers. Got str"),
+        ("auto", "rcond to be one of None, a number in 0..1. Got 'auto'"),
     ],
     ids=str,
 )

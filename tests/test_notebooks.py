@@ -8,6 +8,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +40,21 @@ def test_notebook_runs(path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_stand_in_has_the_defect_that_it_stands_for():
+    """The matrix of readers who have not the file."""
+    pytest.importorskip("matplotlib")
+    cells = code(ROOT / "notebooks" / "rank_and_pivoting.ipynb")[:2]
+    names = {}
+    exec(
+        "".join(line for cell in cells for line in [*cell["source"], "\n"]).replace("wm1", "-"),
+        names,
+    )
+    a = np.asarray(names["a"])
+    assert a.shape == (207, 277)
+    assert np.linalg.matrix_rank(a) == 207
+    assert np.linalg.matrix_rank(a[:, :207]) == 176
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -245,6 +245,14 @@ def test_log_probability_where_nothing_is_left():
     assert not {0, 3} <= set(p[:3].tolist())
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.001])
+def test_log_probability_has_no_unit(temperature):
+    r = np.triu(gaussian((3, 5), "float32"))
+    expected = jaxqr.log_probability(r, temperature)
+    for exponent in (-90, 60, 90):
+        assert jaxqr.log_probability(np.ldexp(r, exponent), temperature) == expected
+
+
 def test_log_probability_of_rows_far_smaller_than_the_first():
     """1 of 3 columns, then 4 of 5 parts, whatever the size of the second row."""
     value_and_gradient = jax.jit(jax.value_and_grad(lambda r: jaxqr.log_probability(r, 1.0)))

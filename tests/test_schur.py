@@ -233,6 +233,34 @@ def test_transformations():
     assert abs(inner(reverse, v) - inner(by_differences, w)) <= 1e-7 * scale
 
 
+def test_second_derivative_next_to_an_infinite_eigenvalue():
+    """Of |S_nn|^2, which is smooth there and sees no phase, so that no 1 / T_nn is in it."""
+    rng = np.random.default_rng(0)
+    u, w = (np.linalg.qr(rng.standard_normal((4, 4)))[0] for _ in range(2))
+    a, *dots = 0.1 * rng.standard_normal((4, 4)), *rng.standard_normal((2, 4, 4))
+
+    def loss(a, b, forward_mode=False):
+        corner = jaxqr.qz(a, b, sort="iuc", forward_mode=forward_mode).s[-1, -1]
+        return corner.real**2 + corner.imag**2
+
+    def along(a, b):
+        bars = jax.grad(loss, (0, 1))(a, b)
+        return sum(jnp.vdot(bar, dot) for bar, dot in zip(bars, dots, strict=True))
+
+    @jax.jit
+    def second(b):
+        gradient = jax.grad(lambda *pencil: loss(*pencil, True), (0, 1))
+        return jax.jvp(gradient, (a, b), tuple(dots))[1], jax.grad(along, (0, 1))(a, b)
+
+    def singular_but_for(sigma):
+        return u * np.array([2, 1.5, 1, sigma]) @ w.T
+
+    expected, _ = second(singular_but_for(1e-7))
+    for sigma in (1e-11, 1e-13, 1e-14):
+        for of_one in second(singular_but_for(sigma)):
+            assert_close(of_one, expected, 1e-5)
+
+
 @pytest.mark.parametrize("forward_mode", [False, True])
 def test_shard_map(forward_mode):
     """What comes from the host varies over the devices as A does; B is the same on all."""

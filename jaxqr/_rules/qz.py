@@ -154,11 +154,14 @@ def _sizes(*pairs: Pair) -> Array:
 def _over_diagonal(x: Array, t: Array, sizes: Array) -> Array:
     """X_i / T_ii (n,); 0 where T_ii is zero, or x_i rounding, which a small T_ii would enlarge.
 
-    dx_i / T_ii is no rounding where x_i is zero.
+    dx_i / T_ii is no rounding where x_i is zero; but where T_ii is next to zero, and in a second
+    derivative two of them meet, rounding is all that counts of it.
     """
     diagonal = _diagonal(t).real
-    rounding = max(t.shape[0], 8) * float(jnp.finfo(x.dtype).eps) * sizes
-    x = x - lax.stop_gradient(jnp.where(jnp.abs(x) <= rounding, x, 0))
+    eps = float(jnp.finfo(x.dtype).eps)
+    is_rounding = jnp.abs(x) <= max(t.shape[0], 8) * eps * sizes
+    x = jnp.where(is_rounding & (diagonal <= eps ** (2 / 3)), 0, x)
+    x = x - lax.stop_gradient(jnp.where(is_rounding, x, 0))
     return jnp.where(diagonal == 0, 0, x / jnp.where(diagonal == 0, 1, diagonal))
 
 

@@ -44,6 +44,8 @@ _VALUES = {
     "complex": [_NUMBER] * 2,
 }
 
+_SIZES = {b"matrix array": "ROWS COLUMNS", b"matrix coordinate": "ROWS COLUMNS ENTRIES"}
+
 # SciPy before 1.15 has no such argument; from 1.18 on it warns where it is missing.
 _NEW = {"spmatrix": False} if "spmatrix" in inspect.signature(scipy.io.mmread).parameters else {}
 
@@ -153,10 +155,15 @@ class _File:
             return reader(io.BytesIO(b"\n".join(self.lines).replace(b"+", b"")))
         except (ValueError, OverflowError, MemoryError) as error:
             _, place, reason = re.split(r"^(?:Line (\d+): )?", str(error), maxsplit=1)
-            self.fail(int(place) - 1 if place else blame, _shown(reason))
+            i = int(place) - 1 if place else blame
+            got = f", got {_shown(self.lines[i])}" if place and i < len(self.lines) else ""
+            self.fail(i, _shown(reason.removesuffix(".")) + got)
 
     def check_banner(self) -> None:
-        """Refuse none, and one with too few words. More are ignored, as by SciPy."""
+        """Refuse none, one with too few words, and a size line that does not go with it.
+
+        Words beyond these are ignored, as by SciPy.
+        """
         name, *words = self.lines[0].split() or [b""]
         if name not in (b"%%MatrixMarket", b"%MatrixMarket"):
             way_out = "scipy.io.mmwrite writes one"
@@ -165,6 +172,11 @@ class _File:
         if len(words) < 4:
             expected = "%%MatrixMarket matrix FORMAT FIELD SYMMETRY"
             self.fail(0, f"expected {expected}, got {_shown(self.lines[0])}")
+        size = _SIZES.get(b" ".join(words[:2]).lower())
+        if size is not None and len(self.lines) > 1:
+            numbers = rb"\s+".join(rb"\+?\d+" for _ in size.split())
+            if not re.fullmatch(numbers, self.lines[1]):
+                self.fail(1, f"expected {size}, got {_shown(self.lines[1])}")
 
     def check_entries(self, count: int, place: list[bytes], field: str) -> None:
         """Refuse lines that are no entries, and more or fewer of them than there should be."""

@@ -10,7 +10,14 @@ from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
 from jax.typing import ArrayLike
 
-from jaxqr._arguments import as_array, as_matrices, compute_dtype, flags, result_dtype
+from jaxqr._arguments import (
+    as_array,
+    as_matrices,
+    compute_dtype,
+    flags,
+    promoted,
+    result_dtype,
+)
 from jaxqr._linalg.layouts import materialized
 from jaxqr._linalg.products import solve_adjoint_left, solve_left
 from jaxqr._linalg.ridge import beside, with_ridge, with_zeros
@@ -83,8 +90,7 @@ def lstsq(
     b = as_array("lstsq", "b", b)
     flags("lstsq", forward_mode=forward_mode)
     check("lstsq", a, axis_name, reduction)
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(a, b)
+    dtype = promoted("lstsq", a=a, b=b)
     scalar = compute_dtype(dtype)
     vectors = b.ndim in (1, a.ndim - 1)
     b = b[..., None] if vectors else b
