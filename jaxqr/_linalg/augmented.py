@@ -150,8 +150,8 @@ def adjoint_times(a: Array, d: Array, r: Array) -> Array:
 
     def product(a: Array, d: Array, r: Array) -> Array:
         size = column_units(r)[None]
-        product = project(a, divided(r, size.astype(r.dtype)))
-        return times_all(product, size, _inverse(d))
+        projected = project(a, divided(r, size.astype(r.dtype)))
+        return times_all(projected, size, _inverse(d))
 
     y: Array = over_matrices(product)(a, d, r)
     return y
