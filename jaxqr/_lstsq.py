@@ -22,24 +22,24 @@ from jaxqr._arguments import (
     require_rank,
     result_dtype,
 )
-from jaxqr._autodiff import constant, differentiated, varying_alike, with_more_columns
+from jaxqr._autodiff import constant, with_more_columns
 from jaxqr._forward import least_squares
 from jaxqr._linalg.augmented import beside_one, middle, rank
 from jaxqr._linalg.batching import at_most, is_wide, with_batch_of
 from jaxqr._linalg.dependence import ROUNDING, dependent_columns, first_dependent
 from jaxqr._linalg.exporting import serializable
 from jaxqr._linalg.products import adjoint, matmul
-from jaxqr._linalg.reflectors import abs2
-from jaxqr._linalg.scaling import divided, magnitudes, unit, units_of_columns
+from jaxqr._linalg.scaling import divided, unit, units_of_columns
 from jaxqr._rules import least_squares as rules
 from jaxqr._rules.least_squares import Solved, System
 from jaxqr._solution import (
-    SumOfSquares,
     derive,
     linear_solution,
     operators,
+    residual_of,
     solution_for_g,
     solution_of,
+    sum_of_squares,
 )
 
 
@@ -309,7 +309,7 @@ def _real_or_complex(
         return out._replace(x=out.x[..., :0], rss=rss), lost
     if 0 in (*batch, m, n, nrhs):
         lost = first_dependent(a[..., :0, :0]) if options["check_rank"] else None
-        return _of_nothing(a, b, ridge, batch), lost
+        return _of_nothing(a, b, ridge, batch, options["forward_mode"]), lost
     if a.ndim == 2 and b.ndim > 2 and of_ridge == ():  # one matrix: more b are more columns
         columns = jnp.moveaxis(b, -2, 0).reshape(m, nrhs * math.prod(batch))
         ridge = None if ridge is None else ridge[None, None]
@@ -329,14 +329,16 @@ def _real_or_complex(
     return _solve(a, b, ridge, rcond, **options)
 
 
-def _of_nothing(a: Array, b: Array, ridge: Array | None, batch: tuple[int, ...]) -> LeastSquares:
+def _of_nothing(
+    a: Array, b: Array, ridge: Array | None, batch: tuple[int, ...], forward_mode: bool
+) -> LeastSquares:
     """Of empty arrays."""
     n, nrhs = a.shape[-1], b.shape[-1]
     covariance = jnp.zeros((*batch, n, n), a.dtype)
     if ridge is not None:
         each = jnp.broadcast_to(ridge, batch)[..., None, None]
         covariance = _over(each, _identity(n, covariance))
-    rss = _sum_of_squares(b)
+    rss = sum_of_squares(b, forward_mode=forward_mode)
     return LeastSquares(
         x=jnp.zeros((*batch, n, nrhs), a.dtype),
         rss=jnp.broadcast_to(rss, (*batch, nrhs)),
@@ -386,12 +388,8 @@ def _solve_columns(
     if infinite is not None:
         r = jnp.where(infinite, b, r)
         covariance = jnp.where(infinite, 0 * covariance, covariance)
-    if by_y:
-        rss = _sum_of_squares(r)
-    else:
-        held = lax.stop_gradient(system.d)
-        leaves, structure = jax.tree.flatten((r, measured, held, a, b, finite))
-        (rss,) = differentiated(SumOfSquares(structure), forward_mode)(*varying_alike(leaves))
+    others = () if by_y else (measured, lax.stop_gradient(system.d), a, b, finite)
+    rss = sum_of_squares(r, *others, forward_mode=forward_mode)
     return (x, rss), (_rank(system), covariance, lost)
 
 
@@ -449,7 +447,7 @@ def _solved_wide(
     system = System(a if is_wide(*a.shape[-2:]) else across, ridge, None, root, d, q)
     solution = None if forward_mode else constant(solution_for_g, system, b)
     x, y = _shortest(system, b, solution)
-    r = jnp.zeros_like(b) if ridge is None else _residual_of_wide(system, b, solution, y)
+    r = jnp.zeros_like(b) if ridge is None else residual_of(system, b, x, y, forward_mode)
     return r, y, x, system
 
 
@@ -463,45 +461,6 @@ def _shortest(system: System, b: Array, solution: list[Array] | None) -> tuple[A
     half = unit(jnp.sqrt(middle(d).real)).astype(d.dtype)
     x, y = (x / half for x in linear_solution(system, None, b / beside_one(d, half))[:2])
     return x, y
-
-
-def _residual_of_wide(system: System, b: Array, solution: list[Array] | None, y: Array) -> Array:
-    """b - A x = -ridge y, without rounding of the size of b. Of y, which can overflow, comes d y.
-
-    Where the ridge is large, both factors have a derivative in it and nearly none is left of
-    their sum. So it is that of A / sqrt(ridge) with 1 for a ridge, which are factored already.
-    """
-    a, ridge = system.a, system.ridge
-    assert ridge is not None
-    largest = jnp.max(magnitudes(a), axis=(-2, -1), keepdims=True)
-    counts = jnp.sqrt(ridge) > float(jnp.finfo(ridge.dtype).eps) ** 0.5 * largest
-    level = jnp.where(counts, ridge, 1)
-    # A power of two apart: derivatives of the root of a small number are out of range.
-    size = constant(_unit_of_root, level)
-    root, size = (x.astype(a.dtype) for x in (jnp.sqrt(level / size / size), size))
-    held = size * lax.stop_gradient(root)
-    of_one = system._replace(
-        a=divided(divided(a, size), root),
-        ridge=jnp.ones_like(ridge),
-        d=divided(system.d, held),
-    )
-    # Where it does not count, of nothing, in no units: what is not used may be out of range.
-    b, *in_its_units = (jnp.where(counts, x, 0) for x in (b, *(solution or ())))
-    in_its_units = [x * held for x in in_its_units]
-    _, of_root = _shortest(of_one, b, None if solution is None else in_its_units)
-    of_root = of_root / jnp.where(counts, of_one.d, 1)
-    return -jnp.where(counts, of_root, ridge.astype(a.dtype) / system.d * y)
-
-
-def _unit_of_root(x: Array) -> Array:
-    return unit(jnp.sqrt(x))
-
-
-def _sum_of_squares(r: Array) -> Array:
-    """||r||^2 of each column, (..., nrhs), though squares be out of range."""
-    units: Array = constant(units_of_columns, r)
-    size = units.real[..., 0, :]
-    return jnp.sum(abs2(divided(r, units)), axis=-2) * size * size
 
 
 def _rank(system: System) -> Array:

@@ -23,7 +23,13 @@ from jaxqr._autodiff import (
 )
 from jaxqr._forward import least_squares
 from jaxqr._linalg.algebra import total
-from jaxqr._linalg.augmented import near_one, rank, solve_augmented, solve_augmented_without_q
+from jaxqr._linalg.augmented import (
+    minus_ridge_times,
+    near_one,
+    rank,
+    solve_augmented,
+    solve_augmented_without_q,
+)
 from jaxqr._linalg.batching import over_leading_axes
 from jaxqr._linalg.products import adjoint, matmul
 from jaxqr._rules import least_squares as rules
@@ -75,7 +81,21 @@ def operators(forward_mode: bool) -> Operators:
         (s,) = function(*varying_alike(leaves))
         return cast(Array, s)
 
-    return Operators(solve, null_part)
+    def residual(system: System, b: Array) -> tuple[Array, Array]:
+        x, y = apply.solve_for(system, b)
+        return residual_of(system, b, x, y, forward_mode), x
+
+    apply = Operators(solve, null_part, residual)
+    return apply
+
+
+def residual_of(system: System, b: Array, x: Array, y: Array, forward_mode: bool) -> Array:
+    """B - A x = -lambda y, where A^H is the system's matrix; y is measured."""
+    r = constant(minus_ridge_times, system.ridge, system.d, y)
+    leaves, structure = jax.tree.flatten(Solved(system, b, None, r, x))
+    function = differentiated(Residual(structure, forward_mode), forward_mode)
+    (r,) = function(*varying_alike(leaves))
+    return cast(Array, r)
 
 
 def solution_of(system: System, f: Array | None, g: Array | None) -> tuple[Array, Array]:
@@ -93,6 +113,13 @@ def solution_for_g(system: System, unmeasured: Array) -> list[Array]:
     """(r, x) for f = 0 and g of the user's size."""
     g, back = near_one(unmeasured, system.d)
     return [back(x) for x in solution_of(system, None, g)]
+
+
+def sum_of_squares(r: Array, *others: Any, forward_mode: bool) -> Array:
+    """||r||^2 of each column, (..., nrhs); see :class:`SumOfSquares`."""
+    leaves, structure = jax.tree.flatten((r, *others))
+    (rss,) = differentiated(SumOfSquares(structure), forward_mode)(*varying_alike(leaves))
+    return cast(Array, rss)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,10 +177,58 @@ class Solution:
 
 
 @dataclasses.dataclass(frozen=True)
+class Residual:
+    """The residual of a system's adjoint beside a ridge, with its derivative.
+
+    Arguments are the leaves of Solved, for f = b, with r and x as the user sees them. All but A,
+    ridge and b are constants, x as the function that it is.
+    """
+
+    structure: Any
+    forward_mode: bool
+    caller = "lstsq"
+
+    def forward(self, *args: Array) -> Arrays:
+        """(r,)."""
+        return (self.structure.unflatten(args).r,)
+
+    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
+        """The arguments, but r as the function that it is."""
+        (r,) = outputs
+        return tuple(jax.tree.leaves(self.structure.unflatten(args)._replace(r=r)))
+
+    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
+        """Cotangents of A, ridge and b."""
+        solved, (r_bar,) = self.structure.unflatten(residuals), cotangents
+        assert r_bar is not None
+        bars = rules.pullback_of_residual(operators(self.forward_mode), solved, r_bar)
+        return tuple(self.structure.flatten_up_to(bars))
+
+    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
+        """(dr,)."""
+        solved, dots = self.structure.unflatten(residuals), self.structure.unflatten(tangents)
+        return (rules.pushforward_of_residual(operators(self.forward_mode), solved, dots),)
+
+    def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
+        """The series of (r,)."""
+        (r,) = wire(self)(*args[0])
+        solved = self.structure.unflatten(args[0])
+        d = lax.stop_gradient(solved.system.d)
+        solved = solved._replace(system=solved.system._replace(d=d), r=r)
+        terms = self.structure.unflatten([jnp.stack(leaf) for leaf in zip(*args, strict=True)])
+        return [(r,) for r in rules.taylor_of_residual(operators(True), solved, terms)]
+
+    def recovered(self, residuals: list[Arrays]) -> tuple[list[Arrays], Arrays | None]:
+        """The series of the arguments, and (r,)."""
+        return residuals, (self.structure.unflatten(residuals[0]).r,)
+
+
+@dataclasses.dataclass(frozen=True)
 class SumOfSquares:
     """||r||^2 (..., nrhs), with its derivative.
 
-    Arguments are the leaves of (r, x, d, a, b, ridge), x measured in the units d, which are held.
+    Arguments are the leaves of (r,) or, where r = b - A x has A^H r = ridge x and the derivative is
+    not to be that of r, of (r, x, d, a, b, ridge), x measured in the units d, which are held.
     """
 
     structure: Any
@@ -170,16 +245,22 @@ class SumOfSquares:
 
     def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
         """Cotangents of x, A and b."""
-        r, x, d, _, _, ridge = self.structure.unflatten(residuals)
+        r, *others = self.structure.unflatten(residuals)
         (bar,) = cotangents
         assert bar is not None
+        if not others:
+            return (rules.twice(bar, r),)
+        x, d, _, _, ridge = others
         x_bar, *bars = rules.pullback_of_sum_of_squares(r, x, d, ridge, bar)
         return tuple(self.structure.flatten_up_to((None, x_bar, None, *bars, None)))
 
     def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
         """(d ||r||^2,)."""
-        r, x, d, _, _, ridge = self.structure.unflatten(residuals)
-        _, dx, _, da, db, _ = self.structure.unflatten(tangents)
+        r, *others = self.structure.unflatten(residuals)
+        dr, *dots = self.structure.unflatten(tangents)
+        if not others:
+            return (2 * rules.real_products(r, dr),)
+        (x, d, _, _, ridge), (dx, _, da, db, _) = others, dots
         return (rules.pushforward_of_sum_of_squares(r, x, d, ridge, dx, da, db),)
 
     def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:

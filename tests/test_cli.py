@@ -697,7 +697,9 @@ def test_a_closed_pipe_ends_it_quietly(arguments):
         check=False,
     )
     os.close(writer)
-    assert (done.returncode, done.stderr) == (141, b"")
+    # On a busy machine what takes long shows its progress.
+    told = [line for line in done.stderr.splitlines() if not line.startswith(b"[")]
+    assert (done.returncode, told) == (141, [])
 
 
 _NOTHING_MEASURED = """

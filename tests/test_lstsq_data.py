@@ -296,9 +296,10 @@ def test_derivatives_by_the_matrix_where_products_are_out_of_range(shape):
 
 
 @WIRINGS
-def test_sum_of_squares_beside_a_ridge_where_products_are_out_of_range(forward_mode):
+@pytest.mark.parametrize("shape", [(9, 4), (4, 4), (4, 9)], ids=str)
+def test_sum_of_squares_beside_a_ridge_where_products_are_out_of_range(shape, forward_mode):
     """Of 2^i A, 2^j b, 4^i times the ridge and 2^k times the cotangent."""
-    a, b, one = gaussian((9, 4), "float32"), gaussian((9,), "float32"), np.float32(1)
+    a, b, one = gaussian(shape, "float32"), gaussian(shape[:1], "float32"), np.float32(1)
 
     @jax.jit
     def gradients(a, b, ridge, bar):

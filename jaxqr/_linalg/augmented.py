@@ -180,6 +180,13 @@ def shifted(ridge: Array, d: Array, x: Array) -> Array:
     return divided(divided(x, size), e) * (divided(ridge.astype(x.dtype), of_d) * of_user)
 
 
+def minus_ridge_times(ridge: Array, d: Array, y: Array) -> Array:
+    """-Ridge D^-1 Y for ridge (..., 1, 1), real, and a narrow y (..., n, nrhs)."""
+    size = unit(ridge)
+    near = -divided(ridge, size).astype(y.dtype) * y
+    return times_all(near, size, _inverse(d))
+
+
 def inner_product(x: Array, y: Array, d: Array) -> Array:
     """Re sum conj(X) D^-2 Y (..., 1, 1) for narrow x and y (..., n, nrhs)."""
     of_d = middle(d)

@@ -92,6 +92,7 @@ class Operators(NamedTuple):
 
     solve: Callable[[System, Array | None, Array | None], tuple[Array, Array]]  # M^+ (f, g)
     null_part: Callable[[System, Array], Array]  # N t
+    residual: Callable[[System, Array], tuple[Array, Array]]  # of b in least squares of A^H: r, x
 
     def solve_for(self, system: System, unmeasured: Array) -> tuple[Array, Array]:
         """M^+ (0, D^-1 g) for g of the user's size."""
@@ -237,15 +238,86 @@ def pushforward_of_null_part(
     return apply.null_part(system, inside) - fitted
 
 
+# The residual of least squares of A^H beside a ridge: r = b - A^H x = -lambda y, all digits of it
+# right, for (x, y) = M^-1 (0, b). With R and X for b -> r and b -> x, and with Y g for the y of
+# M^-1 (g, 0),
+#
+#     dr = R (db - dA^H x) + Y (dlambda x - dA r)
+#
+# R is self-adjoint, and X the adjoint of Y: with rho = R r-bar and xi = X r-bar
+#
+#     b-bar = rho    A-bar = -x rho^H - xi r^H    lambda-bar = Re(xi^H x)
+
+
+def pullback_of_residual(apply: Operators, solved: Solved, r_bar: Array) -> Solved:
+    """Cotangents of a system and of f = b, from that of r; x is the user's."""
+    system, _, _, r, x = solved
+    rho, xi = apply.residual(system, r_bar)
+    one = jnp.ones_like(r[..., :1, :1])
+    pairs = [(x, -rho), (xi, -r)]
+    system_bar = _cotangent(system._replace(d=one), pairs, inner_product(xi, x, one))
+    return Solved(system_bar, rho, None, r=None, x=None)
+
+
+def pushforward_of_residual(apply: Operators, solved: Solved, tangents: Solved) -> Array:
+    """Dr from the tangents of a system and of f = b."""
+    system, _, _, r, x = solved
+    dot, f, _, _, _ = tangents
+    one, g = jnp.ones_like(r[..., :1, :1]), None
+    if dot.ridge is not None:
+        g = dot.ridge.astype(x.dtype) * x
+    if dot.a is not None:
+        da = matrix(system, dot.a)
+        f = plus(f, -adjoint_times(da, one, x))
+        g = plus(g, -times(da, jnp.ones_like(r[..., :1]), r))
+    return _residual_for(apply, system, f, g)
+
+
+def _residual_for(apply: Operators, system: System, f: Array | None, g: Array | None) -> Array:
+    """R F + Y G."""
+    r = None if f is None else apply.residual(system, f)[0]
+    if g is not None:
+        r = plus(r, apply.solve(system, g, None)[1] / system.d)
+    assert r is not None
+    return r
+
+
+def taylor_of_residual(apply: Operators, solved: Solved, terms: Solved) -> Array:
+    """The series of r, stacked, from those of a system, of f = b and of x."""
+    system, _, _, r, _ = solved
+    (a, ridge, *_), f, _, _, xs = terms
+    assert ridge is not None
+    assert f is not None
+    a = matrix(system, a)
+    orders = a.shape[0]
+    wide, tall = (_joined(a[1:], axis) for axis in (-1, -2))
+    one = jnp.ones_like(r[..., :1, :1])
+    ones = jnp.concatenate([jnp.ones_like(r[..., :1])] * (orders - 1), axis=-2)
+
+    def step(d: Array, rs: Array) -> Array:
+        r, x = (reversed_from(known, d - 1)[:-1] for known in (rs, xs))
+        f_d = f[d] - adjoint_times(tall, one, _joined(x, -2))
+        g_d = jnp.sum(ridge[1:].astype(x.dtype) * x, axis=0)
+        g_d = g_d - times(wide, ones, _joined(r, -2))
+        return rs.at[d].set(_residual_for(apply, system, f_d, g_d))
+
+    rs: Array = lax.fori_loop(1, orders, step, from_first(r, orders))
+    return rs
+
+
 def pullback_of_sum_of_squares(
     r: Array, x: Array, d: Array, ridge: Array | None, bar: Array
 ) -> tuple[Array | None, Array, Array]:
     """Cotangents of x, A and b, for ||r||^2 (..., nrhs) of r = b - A x with A^H r = lambda x."""
-    twice = (2 * bar[..., None, :]).astype(r.dtype)
-    b_bar = twice * r
+    b_bar = twice(bar, r)
     a_bar = product_over(-b_bar, d, x, as_adjoint=False)
-    x_bar = None if ridge is None else -twice * shifted(ridge, d, x)
+    x_bar = None if ridge is None else -twice(bar, shifted(ridge, d, x))
     return x_bar, a_bar, b_bar
+
+
+def twice(bar: Array, x: Array) -> Array:
+    """2 bar_j x_j: the cotangent of each column of x from that of ||x_j||^2."""
+    return (2 * bar[..., None, :]).astype(x.dtype) * x
 
 
 def pushforward_of_sum_of_squares(
