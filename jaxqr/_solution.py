@@ -82,11 +82,12 @@ def operators(forward_mode: bool) -> Operators:
         return cast(Array, s)
 
     def residual(system: System, b: Array) -> tuple[Array, Array]:
-        x, y = apply.solve_for(system, b)
-        return residual_of(system, b, x, y, forward_mode), x
+        g, back = near_one(b, system.d)  # y, and not r, may be out of range
+        x, y = solve(system, None, g)
+        r = residual_of(system, system.d * g, x, y, forward_mode)
+        return back(r), back(x)
 
-    apply = Operators(solve, null_part, residual)
-    return apply
+    return Operators(solve, null_part, residual)
 
 
 def residual_of(system: System, b: Array, x: Array, y: Array, forward_mode: bool) -> Array:
