@@ -5,6 +5,7 @@ The derivative of the solution is a solution of the same system, and so on: the 
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -81,11 +82,10 @@ def operators(forward_mode: bool) -> Operators:
         (s,) = function(*varying_alike(leaves))
         return cast(Array, s)
 
-    def residual(system: System, b: Array) -> tuple[Array, Array]:
-        g, back = near_one(b, system.d)  # y, and not r, may be out of range
+    def residual(system: System, b: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
+        g, back = near_one(b, system.d)
         x, y = solve(system, None, g)
-        r = residual_of(system, system.d * g, x, y, forward_mode)
-        return back(r), back(x)
+        return residual_of(system, system.d * g, x, y, forward_mode), x, back
 
     return Operators(solve, null_part, residual)
 

@@ -92,7 +92,9 @@ class Operators(NamedTuple):
 
     solve: Callable[[System, Array | None, Array | None], tuple[Array, Array]]  # M^+ (f, g)
     null_part: Callable[[System, Array], Array]  # N t
-    residual: Callable[[System, Array], tuple[Array, Array]]  # of b in least squares of A^H: r, x
+    # Of least squares of A^H: r and x for b in units in which y is near one, and what brings
+    # them back.
+    residual: Callable[[System, Array], tuple[Array, Array, Callable[[Array], Array]]]
 
     def solve_for(self, system: System, unmeasured: Array) -> tuple[Array, Array]:
         """M^+ (0, D^-1 g) for g of the user's size."""
@@ -252,11 +254,13 @@ def pushforward_of_null_part(
 def pullback_of_residual(apply: Operators, solved: Solved, r_bar: Array) -> Solved:
     """Cotangents of a system and of f = b, from that of r; x is the user's."""
     system, _, _, r, x = solved
-    rho, xi = apply.residual(system, r_bar)
+    rho, xi, back = apply.residual(system, r_bar)
     one = jnp.ones_like(r[..., :1, :1])
-    pairs = [(x, -rho), (xi, -r)]
-    system_bar = _cotangent(system._replace(d=one), pairs, inner_product(xi, x, one))
-    return Solved(system_bar, rho, None, r=None, x=None)
+    pairs = [(x, -back(rho)), (xi, -back(r))]  # xi itself may be out of range
+    ridge_bar = inner_product(xi, back(x), one)
+    return Solved(
+        _cotangent(system._replace(d=one), pairs, ridge_bar), back(rho), None, r=None, x=None
+    )
 
 
 def pushforward_of_residual(apply: Operators, solved: Solved, tangents: Solved) -> Array:
@@ -275,7 +279,10 @@ def pushforward_of_residual(apply: Operators, solved: Solved, tangents: Solved) 
 
 def _residual_for(apply: Operators, system: System, f: Array | None, g: Array | None) -> Array:
     """R F + Y G."""
-    r = None if f is None else apply.residual(system, f)[0]
+    r = None
+    if f is not None:
+        r, _, back = apply.residual(system, f)
+        r = back(r)
     if g is not None:
         r = plus(r, apply.solve(system, g, None)[1] / system.d)
     assert r is not None
