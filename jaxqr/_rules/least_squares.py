@@ -257,7 +257,7 @@ def pullback_of_residual(apply: Operators, solved: Solved, r_bar: Array) -> Solv
     rho, xi, back = apply.residual(system, r_bar)
     one = jnp.ones_like(r[..., :1, :1])
     pairs = [(x, -back(rho)), (xi, -back(r))]  # xi itself may be out of range
-    ridge_bar = inner_product(xi, back(x), one)
+    ridge_bar = inner_product(back(xi), x, one)
     return Solved(
         _cotangent(system._replace(d=one), pairs, ridge_bar), back(rho), None, r=None, x=None
     )
