@@ -23,7 +23,7 @@ import jaxqr
 from jaxqr._forward import least_squares
 from jaxqr._linalg.augmented import solve_augmented, solve_augmented_without_q
 from jaxqr._rules import least_squares as rules
-from jaxqr._solution import NullPart, Solution, operators
+from jaxqr._solution import NullPart, Residual, Solution, operators
 
 SHAPES = [(7, 4), (4, 4), (4, 7)]
 RCOND = 1e-9
@@ -153,6 +153,44 @@ def test_null_part(dtype):
     s, ds = jax.jvp(null_part, (a(0.0),), (da,))
     assert_close(s, by_pinv(a(0.0)), tol)
     assert_close(ds, central_difference(lambda t: by_pinv(a(t)), 0.0, 1.0, 1e-4), 1e-9)
+
+
+@COMPLEX
+@pytest.mark.parametrize("shape", [(4, 4), (3, 5)], ids=str)
+def test_residual_beside_a_ridge(shape, dtype):
+    """Of wide A and of square A, whose system has A^H for its matrix, and is called no adjoint."""
+    a, ridge = jnp.asarray(matrix(shape, dtype)), jnp.full((1, 1), 0.3)
+    b = jnp.asarray(gaussian((shape[0], 2), dtype))
+    root, d, q = least_squares.factor(a.conj().mT, ridge, None)
+    held = a if shape[0] < shape[1] else a.conj().mT
+    system = rules.System(held, ridge, None, root, d, q)
+
+    def by_inverse(a, ridge, b):
+        a, ridge, b = map(np.asarray, (a, ridge, b))
+        return ridge * np.linalg.solve(a @ a.conj().T + ridge * np.eye(len(a)), b)
+
+    r, x, back = operators(True).residual(system, b)
+    r, x = back(r), back(x)
+    tol = 10 * tolerance(dtype, shape)
+    assert_close(r, by_inverse(a, ridge, b), tol)
+    assert norm(r - (b - a @ x)) <= tol * norm(b)
+
+    problem = rules.Solved(system, b, None, r, x)
+    rule = Residual(jax.tree.structure(problem), True)
+    constants = constants_of(system, False, None, True, True)
+    pushed, pulled = adjoint_pair(rule, problem, constants)
+    assert abs(pushed - pulled) <= tol * abs(pushed)
+
+    leaves = jax.tree.leaves(problem)
+    dots = [None if c else x for c, x in zip(constants, random_like(leaves), strict=True)]
+    (dr,) = rule.pushforward(leaves, dots)
+    of_a, of_ridge, *_, of_b = (np.asarray(x) for x in dots if x is not None)
+    of_a = of_a if shape[0] < shape[1] else of_a.conj().T
+
+    def along(t):
+        return by_inverse(np.asarray(a) + t * of_a, 0.3 + t * of_ridge, np.asarray(b) + t * of_b)
+
+    assert_close(dr, central_difference(along, 0.0, 1.0, 1e-4), 1e-7)
 
 
 # Against differences along the manifold of constant rank, first order and second.
