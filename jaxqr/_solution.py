@@ -161,20 +161,25 @@ class Solution:
 
     def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
         """The series of (r, x, x / d)."""
-        solved = self.structure.unflatten(args[0])
+        solved, terms = _first_and_all(self.structure, args)
         if solved.system.rcond is not None:
             raise NotImplementedError(f"lstsq with rcond {NO_TAYLOR}")
         r, x, _ = wire(self)(*args[0])
-        d = lax.stop_gradient(solved.system.d)  # zeros for a tangent, times 1 / d^2, may be NaN
-        solved = solved._replace(system=solved.system._replace(d=d), r=r, x=x)
-        terms = self.structure.unflatten([jnp.stack(leaf) for leaf in zip(*args, strict=True)])
-        rs, xs = rules.taylor(operators(True), solved, terms)
-        return list(zip(rs, xs, xs / d[None], strict=True))
+        rs, xs = rules.taylor(operators(True), solved._replace(r=r, x=x), terms)
+        return list(zip(rs, xs, xs / solved.system.d[None], strict=True))
 
     def recovered(self, residuals: list[Arrays]) -> tuple[list[Arrays], Arrays | None]:
         """The series of the arguments, and (r, x, x / d)."""
         solved = self.structure.unflatten(residuals[0])
         return residuals, (solved.r, solved.x, solved.x / solved.system.d)
+
+
+def _first_and_all(structure: Any, terms: list[Arrays]) -> tuple[Solved, Solved]:
+    """Of the series of a solved system's leaves the first term, and all of them, stacked."""
+    first = structure.unflatten(terms[0])
+    d = lax.stop_gradient(first.system.d)  # zeros for a tangent, times 1 / d^2, may be NaN
+    stacked = structure.unflatten([jnp.stack(leaf) for leaf in zip(*terms, strict=True)])
+    return first._replace(system=first.system._replace(d=d)), stacked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,12 +217,10 @@ class Residual:
 
     def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
         """The series of (r,)."""
+        solved, terms = _first_and_all(self.structure, args)
         (r,) = wire(self)(*args[0])
-        solved = self.structure.unflatten(args[0])
-        d = lax.stop_gradient(solved.system.d)
-        solved = solved._replace(system=solved.system._replace(d=d), r=r)
-        terms = self.structure.unflatten([jnp.stack(leaf) for leaf in zip(*args, strict=True)])
-        return [(r,) for r in rules.taylor_of_residual(operators(True), solved, terms)]
+        rs = rules.taylor_of_residual(operators(True), solved._replace(r=r), terms)
+        return [(r,) for r in rs]
 
     def recovered(self, residuals: list[Arrays]) -> tuple[list[Arrays], Arrays | None]:
         """The series of the arguments, and (r,)."""

@@ -255,12 +255,10 @@ def pullback_of_residual(apply: Operators, solved: Solved, r_bar: Array) -> Solv
     """Cotangents of a system and of f = b, from that of r; x is the user's."""
     system, _, _, r, x = solved
     rho, xi, back = apply.residual(system, r_bar)
-    one = jnp.ones_like(r[..., :1, :1])
-    pairs = [(x, -back(rho)), (xi, -back(r))]  # xi itself may be out of range
-    ridge_bar = inner_product(back(xi), x, one)
-    return Solved(
-        _cotangent(system._replace(d=one), pairs, ridge_bar), back(rho), None, r=None, x=None
-    )
+    rho, one = back(rho), jnp.ones_like(r[..., :1, :1])
+    pairs = [(x, -rho), (xi, -back(r))]  # xi itself may be out of range
+    system_bar = _cotangent(system._replace(d=one), pairs, inner_product(back(xi), x, one))
+    return Solved(system_bar, rho, None, r=None, x=None)
 
 
 def pushforward_of_residual(apply: Operators, solved: Solved, tangents: Solved) -> Array:
