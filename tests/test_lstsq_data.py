@@ -176,14 +176,15 @@ def test_sum_of_squares_with_a_ridge(shape, dtype, forward_mode):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
-def test_tangent_of_the_sum_of_squares(dtype):
+@pytest.mark.parametrize("shape", [(9, 4), (4, 4), (4, 9)], ids=str)
+def test_tangent_of_the_sum_of_squares(shape, dtype):
     """The gradient is not made of it, in neither wiring: it has to be its adjoint."""
 
     def rss(a, b, ridge):
         return jaxqr.lstsq(a, b, ridge=ridge, full=True, forward_mode=True).rss
 
-    at = gaussian((9, 4), dtype), gaussian((9,), dtype), np.float64(3)
-    along = gaussian((9, 4), dtype, seed=1), gaussian((9,), dtype, seed=2), np.float64(2)
+    at = gaussian(shape, dtype), gaussian(shape[:1], dtype), np.float64(3)
+    along = gaussian(shape, dtype, seed=1), gaussian(shape[:1], dtype, seed=2), np.float64(2)
     bars = jax.jit(jax.grad(rss, argnums=(0, 1, 2)))(*at)
     for i in range(3):  # each by itself, for they could make up for one another
         dots = [x if i == j else 0 * x for j, x in enumerate(along)]
