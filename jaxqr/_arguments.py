@@ -116,7 +116,7 @@ def _refusal(dtype: Any) -> str | None:
     return None
 
 
-def level(
+def nonnegative(
     caller: str,
     name: str,
     value: ArrayLike | None,
@@ -142,15 +142,16 @@ def level(
     array = as_array(caller, name, value)
     if jnp.iscomplexobj(array):
         raise TypeError(f"{caller} expects {name} to be real. Got {array.dtype}.")
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
-    if not traced and (np.asarray(value) < 0).any():
-        raise ValueError(f"{caller} expects {name} not to be negative. Got {value}.")
-    if not traced and number and np.isnan(np.asarray(value)).any():
-        raise ValueError(f"{caller} expects {name} to be a number. Got {value}.")
-    if not traced and positive and not (np.asarray(value) > 0).all():
-        raise ValueError(f"{caller} expects {name} to be positive. Got {value}.")
-    if not traced and most < np.inf and not (np.asarray(value) <= most).all():
-        raise ValueError(f"{caller} expects {name} to be in 0..{most}. Got {value}.")
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+        known = np.asarray(value)
+        for is_wrong, expected in (
+            ((known < 0).any(), "not to be negative"),
+            (number and np.isnan(known).any(), "to be a number"),
+            (positive and not (known > 0).all(), "to be positive"),
+            (most < np.inf and not (known <= most).all(), f"to be in 0..{most}"),
+        ):
+            if is_wrong:
+                raise ValueError(f"{caller} expects {name} {expected}. Got {value}.")
     if scalar and array.ndim:
         raise ValueError(f"{caller} expects {name} to be a scalar. Got shape {array.shape}.")
     return array
@@ -161,14 +162,25 @@ def is_number_zero(value: Any) -> bool:
     return isinstance(value, numbers.Real) and value == 0
 
 
-# What arguments may be beside the strings that they are one of.
-_ALSO = {"dependent": ("None",), "sort": ("None",), "rcond": ("None", "a number in 0..1")}
+def ridge_of(caller: str, ridge: Any) -> Array | None:
+    """The ridge as an array; None where it is the number 0, which costs nothing."""
+    return None if is_number_zero(ridge) else nonnegative(caller, "ridge", ridge, number=True)
 
 
-def one_of(caller: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raises ValueError unless the value is one of the choices."""
+def batch_of(caller: str, got: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """The batch axes to which these broadcast; ``got`` says of which arguments they are."""
+    try:
+        return jnp.broadcast_shapes(*shapes)
+    except ValueError:
+        raise ValueError(
+            f"{caller} expects batch axes that broadcast against each other. {got}"
+        ) from None
+
+
+def one_of(caller: str, name: str, value: Any, choices: tuple[str, ...], *others: str) -> None:
+    """Raises ValueError unless the value is one of the choices; what is no string is in others."""
     if not (isinstance(value, str) and value in choices):
-        listed = ", ".join([*map(repr, choices), *_ALSO.get(name, ())])
+        listed = ", ".join([*map(repr, choices), *others])
         raise ValueError(f"{caller} expects {name} to be one of {listed}. Got {value!r}.")
 
 
@@ -233,7 +245,7 @@ def result_dtype(dtype: DTypeLike) -> Any:
 
 def first_lost_rank(r: Array) -> tuple[Array, Array, Array]:
     """Whether R (..., k, n) has lost rank anywhere; the first matrix and column where it has."""
-    return first_dependent(jax.lax.stop_gradient(r).astype(compute_dtype(r.dtype)))
+    return first_dependent(r.astype(compute_dtype(r.dtype)))
 
 
 def require_rank(

@@ -79,6 +79,17 @@ def _conj(xs: MaybeArrays) -> Any:
     return tuple(None if x is None else jnp.conj(x) for x in xs)
 
 
+def none_for_zero(xs: Sequence[Any]) -> MaybeArrays:
+    """Tangents or cotangents, of which JAX's zeros become None."""
+    return tuple(None if isinstance(x, ad.Zero | SymbolicZero) else x for x in xs)
+
+
+def or_zeros(xs: MaybeArrays, like: Sequence[Array]) -> Arrays:
+    """Tangents or cotangents with zeros for None, as many as there are of them."""
+    pairs = zip(xs, like, strict=False)
+    return tuple(jnp.zeros_like(y) if x is None else x for x, y in pairs)
+
+
 def _jax_pullback(rule: Rule, residuals: Arrays, cotangents: MaybeArrays) -> MaybeArrays:
     """The cotangents of the arguments, through ``pullback_p``; None for what is constant."""
     present = tuple(c is not None for c in cotangents)
@@ -127,7 +138,7 @@ def reverse_mode(f: Differentiable) -> Callable[..., Arrays]:
     orders come by themselves.
     """
     f = _before_derivative(f)
-    function = differentiated(f, forward=False)
+    function = functools.partial(_function, rule=f, forward=False)
 
     def fwd(*primals: Any) -> tuple[Arrays, Arrays]:
         args = tuple(p.value for p in primals)
@@ -135,8 +146,7 @@ def reverse_mode(f: Differentiable) -> Callable[..., Arrays]:
         return outputs, f.residuals(args, outputs)
 
     def bwd(residuals: Arrays, cotangents: tuple[Any, ...]) -> MaybeArrays:
-        given = tuple(None if isinstance(c, SymbolicZero) else c for c in cotangents)
-        return _jax_pullback(f, residuals, given)
+        return _jax_pullback(f, residuals, none_for_zero(cotangents))
 
     wrapped = jax.custom_vjp(function)
     wrapped.defvjp(fwd, bwd, symbolic_zeros=True)
@@ -152,12 +162,11 @@ def reverse_mode(f: Differentiable) -> Callable[..., Arrays]:
 def forward_mode(f: Differentiable) -> Callable[..., Arrays]:
     """F as a ``jax.custom_jvp`` through the linear primitive ``pushforward_p``."""
     f = _before_derivative(f)
-    function = differentiated(f, forward=True)
+    function = functools.partial(_function, rule=f, forward=True)
 
     def jvp(primals: Arrays, tangents: tuple[Any, ...]) -> tuple[Arrays, tuple[Any, ...]]:
         outputs = function(*primals)
-        given = tuple(None if isinstance(t, SymbolicZero) else t for t in tangents)
-        dots = iter(linear(f, f.residuals(primals, outputs), given))
+        dots = iter(linear(f, f.residuals(primals, outputs), none_for_zero(tangents)))
         return outputs, tuple(
             next(dots) if _is_inexact(out) else zero_from_primal(out, symbolic_zeros=True)
             for out in outputs
@@ -169,8 +178,8 @@ def forward_mode(f: Differentiable) -> Callable[..., Arrays]:
 
 
 def differentiated(f: Any, forward: bool) -> Callable[..., Any]:
-    """F in one of the two wirings."""
-    return functools.partial(_function, rule=f, forward=forward)
+    """F in one of the two wirings; see :func:`varying_alike`."""
+    return lambda *args: _function(*varying_alike(args), rule=f, forward=forward)
 
 
 # Forward mode meets a custom_vjp with a sentence of JAX's that names neither the function nor the
@@ -234,8 +243,8 @@ def watching_cotangents(watch: Callable[[Arrays, MaybeArrays], None]) -> Callabl
     return identity
 
 
-# The primitive. Operands: the residuals, then the tangents that are not zero. Parameters: the
-# rule, and which tangents there are. It is linear in the tangents jointly.
+# The pushforward as a primitive. Operands: the residuals, then the tangents that are not zero.
+# Parameters: the rule, and which tangents there are. It is linear in the tangents jointly.
 
 pushforward_p = Primitive("jaxqr_pushforward")
 pushforward_p.multiple_results = True
@@ -270,7 +279,7 @@ def _jvp(primals: Any, tangents: Any, *, rule: Rule, present: tuple[bool, ...]) 
     residual_dots, t_dots = _unpack(tangents, present)
     out = linear(rule, residuals, ts)
     dots = []
-    given = tuple(None if t is None or isinstance(t, ad.Zero) else t for t in t_dots)
+    given = none_for_zero(t_dots)
     if any(t is not None for t in given):
         dots.append(linear(rule, residuals, given))
     if not all(isinstance(dot, ad.Zero) for dot in residual_dots):
@@ -286,8 +295,7 @@ def _transpose(
     cotangents: Any, *operands: Any, rule: Rule, present: tuple[bool, ...]
 ) -> list[Array | None]:
     residuals, _ = _unpack(operands, present)
-    given = tuple(None if isinstance(c, ad.Zero) else c for c in cotangents)
-    pulled = _jax_pullback(rule, residuals, given)
+    pulled = _jax_pullback(rule, residuals, none_for_zero(cotangents))
     return [None] * len(residuals) + [bar for bar, p in zip(pulled, present, strict=True) if p]
 
 
@@ -350,6 +358,7 @@ batching.primitive_batchers[pushforward_p] = _batch
 # The function and its pullback as primitives. Operands of the function are its arguments; of the
 # pullback, the residuals, then the cotangents that are not zero. Parameters: the rule; what it
 # comes to, traced; the wiring of the function; which cotangents of the pullback are there.
+# And two more that hold what they come to, for their own ways with series and under vmap.
 
 function_p = Primitive("jaxqr_function")
 pullback_p = Primitive("jaxqr_pullback")
@@ -383,6 +392,7 @@ def _wired(rule: Any, forward: bool) -> Callable[..., Arrays]:
 
 
 def _jvp_of_function(primals: Any, tangents: Any, *, rule: Any, forward: bool, traced: Any) -> Any:
+    # Only here the function gets JAX's custom rule, whose body is this primitive again.
     return _jvp_of_moving(_wired(rule, forward), primals, tangents)
 
 
@@ -580,11 +590,6 @@ def _along(rule: Any, residuals: list[Arrays]) -> tuple[Callable[..., Any], list
     return outputs, args
 
 
-def _or_zero(xs: MaybeArrays, like: Arrays) -> Arrays:
-    pairs = zip(xs, like, strict=False)  # what is of integer type comes last, and is left out
-    return tuple(jnp.zeros_like(y) if x is None else x for x, y in pairs)
-
-
 def _pulled_series(
     operands: list[Arrays], *, rule: Any, present: tuple[bool, ...], moving: tuple[bool, ...]
 ) -> list[Arrays]:
@@ -596,7 +601,7 @@ def _pulled_series(
     residuals, bars = zip(*(_unpack(term, present) for term in operands), strict=True)
     outputs, args = _along(rule, list(residuals))
     series, pull = jax.vjp(outputs, args)
-    (pulled,) = pull([_or_zero(*pair) for pair in zip(bars[::-1], series, strict=True)])
+    (pulled,) = pull([or_zeros(*pair) for pair in zip(bars[::-1], series, strict=True)])
     return [tuple(x for x, m in zip(term, moving, strict=True) if m) for term in pulled[::-1]]
 
 
@@ -604,7 +609,7 @@ def _pushed_series(operands: list[Arrays], *, rule: Any, present: tuple[bool, ..
     """The series of the pushforward: the tangent of the series of the outputs."""
     residuals, dots = zip(*(_unpack(term, present) for term in operands), strict=True)
     outputs, args = _along(rule, list(residuals))
-    tangents = [_or_zero(*pair) for pair in zip(dots, args, strict=True)]
+    tangents = [or_zeros(*pair) for pair in zip(dots, args, strict=True)]
     pushed: list[Arrays] = jax.jvp(outputs, (args,), (tangents,))[1]
     return pushed
 

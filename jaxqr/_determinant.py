@@ -1,6 +1,5 @@
 """Determinants of square matrices, and volumes of deep ones, as logarithms."""
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -10,19 +9,12 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxqr._arguments import as_matrices, by_name, compute_dtype, flags, result_dtype
-from jaxqr._autodiff import (
-    Arrays,
-    MaybeArrays,
-    Wiring,
-    constant,
-    differentiated,
-    varying_alike,
-)
+from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, constant
 from jaxqr._forward import least_squares
 from jaxqr._linalg.exporting import serializable
 from jaxqr._rules import determinant as rules
 from jaxqr._rules.least_squares import System
-from jaxqr._solution import operators
+from jaxqr._solution import OfTree, operators
 
 
 @serializable
@@ -103,23 +95,16 @@ def _slogdet(a: Array, *, forward_mode: bool) -> SlogDet:
 
 def _of_some(a: Array, forward_mode: bool) -> Arrays:
     factor = functools.partial(least_squares.determinant, with_q=forward_mode)
-    root, d, q, sign, logarithm = constant(factor, a)
-    leaves, structure = jax.tree.flatten((System(a, None, None, root, d, q), sign, logarithm))
-    out: Arrays = differentiated(Determinant(structure, forward_mode), forward_mode)(
-        *varying_alike(leaves)
-    )
-    return out
+    factors, sign, logarithm = constant(factor, a)
+    return Determinant.of((System(a, None, None, *factors), sign, logarithm), forward_mode)
 
 
-@dataclasses.dataclass(frozen=True)
-class Determinant:
+class Determinant(OfTree):
     """(sign, logarithm), with their derivative. Arguments are the leaves of (system, sign, log).
 
     All but A among them are constants, which the derivative with respect to A accounts for.
     """
 
-    structure: Any
-    forward_mode: bool
     caller = "slogdet"
 
     def forward(self, *args: Array) -> Arrays:
@@ -135,7 +120,7 @@ class Determinant:
     def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
         """(a_bar, and None for the constants)."""
         system, sign, _ = self.structure.unflatten(residuals)
-        a_bar = rules.pullback(operators(self.forward_mode), system, sign, *cotangents)
+        a_bar = rules.pullback(self.apply, system, sign, *cotangents)
         return a_bar, *(None,) * (len(residuals) - 1)
 
     def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
@@ -143,7 +128,7 @@ class Determinant:
         system, sign, _ = self.structure.unflatten(residuals)
         da, *_ = tangents
         assert da is not None
-        return rules.pushforward(operators(self.forward_mode), system, sign, da)
+        return rules.pushforward(self.apply, system, sign, da)
 
     def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
         """The series of (sign, logarithm)."""

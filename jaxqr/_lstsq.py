@@ -12,15 +12,16 @@ from jax.typing import ArrayLike
 from jaxqr._arguments import (
     as_array,
     as_matrices,
+    batch_of,
     by_name,
     compute_dtype,
     flags,
-    is_number_zero,
-    level,
+    nonnegative,
     one_of,
     promoted,
     require_rank,
     result_dtype,
+    ridge_of,
 )
 from jaxqr._autodiff import constant, with_more_columns
 from jaxqr._forward import least_squares
@@ -198,7 +199,7 @@ def lstsq(
     """
     a = as_matrices("lstsq", "a", a)
     b = as_array("lstsq", "b", b)
-    shift = None if is_number_zero(ridge) else level("lstsq", "ridge", ridge, number=True)
+    shift = ridge_of("lstsq", ridge)
     cut = _cut(a, b, rcond)
     flags("lstsq", forward_mode=forward_mode, check_rank=check_rank, full=full)
     if cut is not None and shift is not None:
@@ -236,10 +237,10 @@ def _cut(a: Array, b: Array, rcond: ArrayLike | str | None) -> Array | None:
     if rcond is None:
         return None
     if isinstance(rcond, str):
-        one_of("lstsq", "rcond", rcond, ("auto",))
+        one_of("lstsq", "rcond", rcond, ("auto",), "None", "a number in 0..1")
         scalar = compute_dtype(promoted("lstsq", a=a, b=b))
         return jnp.asarray(ROUNDING * float(jnp.finfo(scalar).eps))
-    return level("lstsq", "rcond", rcond, most=1, scalar=True)
+    return nonnegative("lstsq", "rcond", rcond, most=1, scalar=True)
 
 
 def _check_shapes(a: Array, b: Array, ridge: Array | None, vectors: bool) -> None:
@@ -254,14 +255,11 @@ def _check_shapes(a: Array, b: Array, ridge: Array | None, vectors: bool) -> Non
     )
     if rows != a.shape[-2]:
         raise ValueError(f"lstsq expects a (..., m, n) and b to have the same m rows. {got}")
-    shapes = [a.shape[:-2], b.shape[: -1 if vectors else -2], () if ridge is None else ridge.shape]
-    try:
-        jnp.broadcast_shapes(*shapes)
-    except ValueError:
-        also = "" if ridge is None else f" And ridge of shape {ridge.shape}."
-        raise ValueError(
-            f"lstsq expects batch axes that broadcast against each other. {got}{also}"
-        ) from None
+    shapes = [a.shape[:-2], b.shape[: -1 if vectors else -2]]
+    if ridge is not None:
+        shapes.append(ridge.shape)
+        got += f" And ridge of shape {ridge.shape}."
+    batch_of("lstsq", got, *shapes)
 
 
 @functools.partial(jax.jit, static_argnames=("forward_mode", "full", "check_rank"))
@@ -408,12 +406,13 @@ def _solved(
     if not by_q and at_most(b.shape[-1], columns):
         solved = _solved_without_q(a, b, ridge)
     else:
-        root, d, q = constant(least_squares.factor, a, ridge, rcond)
-        kept = q if forward_mode or at_most(rows, columns) else None
-        system = System(a, ridge, lax.stop_gradient(rcond), root, d, kept)
+        factors = constant(least_squares.factor, a, ridge, rcond)
+        system = System(a, ridge, lax.stop_gradient(rcond), *factors)
         if forward_mode:
             return *linear_solution(system, b, None), system
-        solved = Solved(system, b, None, *constant(solution_of, system._replace(q=q), b, None))
+        solution = constant(solution_of, system, b, None)
+        kept = system if at_most(rows, columns) else system._replace(q=None)
+        solved = Solved(kept, b, None, *solution)
     return *derive(solved, forward_mode), solved.system
 
 
@@ -421,10 +420,10 @@ def _solved_without_q(a: Array, b: Array, ridge: Array | None) -> Solved:
     """The system and its solution, before derivatives."""
     a_, b_ = lax.stop_gradient((a, b))
     size = units_of_columns(b_)
-    factors = constant(least_squares.factor_and_solve_without_q, a, divided(b, size), ridge)
-    root, d, reflectors, measured = factors
-    system = System(a, ridge, None, root, d, reflectors)
-    x = divided(measured, d) * size
+    solve = least_squares.factor_and_solve_without_q
+    factors, measured = constant(solve, a, divided(b, size), ridge)
+    system = System(a, ridge, None, *factors)
+    x = divided(measured, system.d) * size
     r = b_ - matmul(a_, x)
     spanned = rules.spans(lax.stop_gradient(system))
     r = r if spanned is None else jnp.where(spanned, 0, r)
@@ -440,21 +439,21 @@ def _solved_wide(
     """
     across = adjoint(a)
     if ridge is None and not forward_mode and at_most(b.shape[-1], a.shape[-2]):
-        root, d, q = constant(least_squares.factor_for_few_products, across)
+        factors = constant(least_squares.factor_for_few_products, across)
     else:
-        root, d, q = constant(least_squares.factor, across, ridge, None)
+        factors = constant(least_squares.factor, across, ridge, None)
     # Of wide A, the rules know that A^H is meant.
-    system = System(a if is_wide(*a.shape[-2:]) else across, ridge, None, root, d, q)
-    solution = None if forward_mode else constant(solution_for_g, system, b)
-    x, y = _shortest(system, b, solution)
+    system = System(a if is_wide(*a.shape[-2:]) else across, ridge, None, *factors)
+    x, y = _shortest(system, b, forward_mode)
     r = jnp.zeros_like(b) if ridge is None else residual_of(system, b, x, y, forward_mode)
     return r, y, x, system
 
 
-def _shortest(system: System, b: Array, solution: list[Array] | None) -> tuple[Array, Array]:
-    """x of a wide A, and d y of A A^H y + ridge y = -b; None for the solution is forward mode."""
+def _shortest(system: System, b: Array, forward_mode: bool) -> tuple[Array, Array]:
+    """x of a wide A, and d y of A A^H y + ridge y = -b."""
     d = system.d
-    if solution is not None:
+    if not forward_mode:
+        solution = constant(solution_for_g, system, b)
         x, y, _ = derive(Solved(system, None, b / d, *solution), forward_mode=False)
         return x, y
     # As near_one does, but linear in b, and half of it for what goes the other way.

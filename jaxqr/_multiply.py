@@ -12,10 +12,11 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxqr import _forward
-from jaxqr._applied import Applied, pull_held_r, push_held_r
+from jaxqr._applied import Applied, ByReflectors
 from jaxqr._arguments import (
     as_array,
     as_matrices,
+    batch_of,
     by_name,
     compute_dtype,
     flags,
@@ -23,13 +24,7 @@ from jaxqr._arguments import (
     promoted,
     result_dtype,
 )
-from jaxqr._autodiff import (
-    Arrays,
-    MaybeArrays,
-    differentiated,
-    varying_alike,
-    with_more_columns,
-)
+from jaxqr._autodiff import Arrays, MaybeArrays, differentiated, with_more_columns
 from jaxqr._linalg.batching import smaller, with_batch_of
 
 
@@ -93,14 +88,10 @@ def qr_multiply(
     )
     vectors = c.ndim in (1, a.ndim - 1)
     _check_shapes(a, c, vectors, adjoint or mode == "complete")
-    product, r = _multiply(
-        a,
-        c[..., None] if vectors else c,
-        adjoint=adjoint,
-        complete=mode == "complete",
-        forward_mode=forward_mode,
-        positive_diagonal=positive_diagonal,
-    )
+    rule = Multiplied(adjoint, positive_diagonal, forward_mode)
+    product, r = _multiply(a, c[..., None] if vectors else c, rule=rule)
+    if adjoint and mode == "reduced":
+        product = product[..., : r.shape[-2], :]
     return product[..., 0] if vectors else product, r
 
 
@@ -116,13 +107,8 @@ def _check_shapes(a: Array, c: Array, vectors: bool, square: bool) -> None:
             f"shape {c.shape}, which by its number of axes is "
             f"{'(..., rows)' if vectors else '(..., rows, p)'}."
         )
-    try:
-        jnp.broadcast_shapes(a.shape[:-2], c.shape[: -1 if vectors else -2])
-    except ValueError:
-        raise ValueError(
-            "qr_multiply expects batch axes that broadcast against each other. Got a of shape "
-            f"{a.shape} and c of shape {c.shape}."
-        ) from None
+    got = f"Got a of shape {a.shape} and c of shape {c.shape}."
+    batch_of("qr_multiply", got, a.shape[:-2], c.shape[: -1 if vectors else -2])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +144,7 @@ class Multiplied:
         a, r, _ = residuals
         da, dc = tangents
         (dproduct,) = self._applied.pushforward(residuals, (da, None, dc))
-        return dproduct, jnp.zeros_like(r) if da is None else push_held_r(a, r, da, self._applied)
+        return dproduct, jnp.zeros_like(r) if da is None else self._q.push_held_r(a, r, da)
 
     def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
         """(a_bar, c_bar)."""
@@ -168,38 +154,28 @@ class Multiplied:
         if bar is not None:
             a_bar, _, c_bar = self._applied.pullback(residuals, (bar,))
         if r_bar is not None:
-            of_r = pull_held_r(a, r, r_bar, self._applied)
+            of_r = self._q.pull_held_r(a, r, r_bar)
             a_bar = of_r if a_bar is None else a_bar + of_r
         return a_bar, c_bar
 
     @property
+    def _q(self) -> ByReflectors:
+        return ByReflectors(self.method, self.forward_mode, self.caller)
+
+    @property
     def _applied(self) -> Applied:
-        return Applied(self.adjoint, self.method, self.forward_mode, self.caller)
+        return Applied(self._q, self.adjoint)
 
 
-_OPTIONS = ("adjoint", "complete", "forward_mode", "positive_diagonal")
-
-
-@functools.partial(jax.jit, static_argnames=_OPTIONS)
-def _multiply(
-    a: Array,
-    c: Array,
-    *,
-    adjoint: bool,
-    complete: bool,
-    forward_mode: bool,
-    positive_diagonal: bool,
-) -> tuple[Array, Array]:
+@functools.partial(jax.jit, static_argnames="rule")
+def _multiply(a: Array, c: Array, *, rule: Multiplied) -> tuple[Array, Array]:
     dtype = promoted("qr_multiply", a=a, c=c)
     a, c = (x.astype(compute_dtype(dtype)) for x in (a, c))
-    rule = Multiplied(adjoint, positive_diagonal, forward_mode)
 
     def multiply(c: Array, a: Array) -> Any:
-        return differentiated(rule, forward_mode)(*varying_alike((a, c)))
+        return differentiated(rule, rule.forward_mode)(a, c)
 
     product, r = _over_batches(functools.partial(with_more_columns, multiply), a, c)
-    if adjoint and not complete:
-        product = product[..., : r.shape[-2], :]
     return product.astype(result_dtype(dtype)), r.astype(result_dtype(dtype))
 
 

@@ -18,19 +18,12 @@ from jaxqr._arguments import (
     first_lost_rank,
     flags,
     known_mode,
-    level,
+    nonnegative,
     one_of,
     require_rank,
     result_dtype,
 )
-from jaxqr._autodiff import (
-    Arrays,
-    MaybeArrays,
-    Wiring,
-    constant,
-    differentiated,
-    varying_alike,
-)
+from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, constant, differentiated
 from jaxqr._forward import pivoting
 from jaxqr._forward.pivoting import take_columns
 from jaxqr._linalg.batching import over_leading_axes, over_matrices, smaller
@@ -68,10 +61,10 @@ class PivotedQR:
         if self.mode == "r":
             r, p, a = residuals
             x, y = self._cut(a, p)
-            return (over_matrices(partial_qr.pushforward_r)(x, r, y, take_columns(da, p)),)
+            return (over_matrices(partial_qr.pushforward_r)(x, r, take_columns(da, p), y),)
         q, r, p, *kept = residuals
         y = self._beyond(kept, p)
-        dots: Arrays = over_matrices(partial_qr.pushforward)(q, r, y, take_columns(da, p))
+        dots: Arrays = over_matrices(partial_qr.pushforward)(q, r, take_columns(da, p), y)
         return dots
 
     def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Arrays:
@@ -82,10 +75,10 @@ class PivotedQR:
             if r_bar is None:
                 return (jnp.zeros_like(a),)
             x, y = self._cut(a, p)
-            b_bar = over_matrices(partial_qr.pullback_r)(x, r, y, r_bar)
+            b_bar = over_matrices(partial_qr.pullback_r)(x, r, r_bar, y)
         else:
             q, r, p, *kept = residuals
-            b_bar = over_matrices(partial_qr.pullback)(q, r, self._beyond(kept, p), *cotangents[:2])
+            b_bar = over_matrices(partial_qr.pullback)(q, r, *cotangents[:2], self._beyond(kept, p))
         return (take_columns(b_bar, jnp.argsort(p, axis=-1)),)
 
     def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
@@ -247,15 +240,10 @@ def pivoted_qr(
         check_rank=check_rank,
     )
     k = smaller(*a.shape[-2:]) if rank is None else _rank(rank, mode, a)
-    *q, r, p = _factors(
-        a,
-        _chances(a, k, temperature, key),
-        mode=mode,
-        k=k,
-        forward_mode=forward_mode,
-        positive_diagonal=positive_diagonal,
-        method=method,
-    )
+    chances = _chances(a, k, temperature, key)
+    of = RandomlyPivotedQR if chances else PivotedQR
+    rule = of(mode, k, positive_diagonal, method)
+    *q, r, p = _factors(a, *chances, rule=rule, forward_mode=forward_mode)
     if check_rank:
         found = constant(_first_lost_column, r, p)
         require_rank("pivoted_qr", ("column", "taken before it"), a, found)
@@ -307,7 +295,7 @@ def _chances(a: Array, k: int, temperature: Any, key: Any) -> Arrays:
             "pivoted_qr expects temperature and key together, for random pivots. Got "
             f"{given} without {missing}."
         )
-    heat = level("pivoted_qr", "temperature", temperature, number=True, scalar=True)
+    heat = nonnegative("pivoted_qr", "temperature", temperature, number=True, scalar=True)
     real = jnp.finfo(compute_dtype(a.dtype)).dtype
     try:
         gumbel = jax.random.gumbel(key, (*a.shape[:-2], k, a.shape[-1]), real)
@@ -319,22 +307,9 @@ def _chances(a: Array, k: int, temperature: Any, key: Any) -> Arrays:
     return lax.stop_gradient((gumbel, heat.astype(real)))
 
 
-@functools.partial(
-    jax.jit, static_argnames=("mode", "k", "forward_mode", "positive_diagonal", "method")
-)
-def _factors(
-    a: Array,
-    chances: Arrays,
-    *,
-    mode: str,
-    k: int,
-    forward_mode: bool,
-    positive_diagonal: bool,
-    method: str,
-) -> Arrays:
-    scalar = compute_dtype(a.dtype)
-    of = RandomlyPivotedQR if chances else PivotedQR
-    args = varying_alike([a.astype(scalar), *chances])
-    *factors, p = differentiated(of(mode, k, positive_diagonal, method), forward_mode)(*args)
+@functools.partial(jax.jit, static_argnames=("rule", "forward_mode"))
+def _factors(a: Array, *chances: Array, rule: PivotedQR, forward_mode: bool) -> Arrays:
+    function = differentiated(rule, forward_mode)
+    *factors, p = function(a.astype(compute_dtype(a.dtype)), *chances)
     dtype = result_dtype(a.dtype)
     return *(x.astype(dtype) for x in factors), p

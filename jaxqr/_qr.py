@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxqr import _forward
-from jaxqr._applied import Applied, pull_held_r, push_held_r
+from jaxqr._applied import ByReflectors
 from jaxqr._arguments import (
     Method,
     Options,
@@ -33,7 +33,8 @@ from jaxqr._arguments import (
 )
 from jaxqr._autodiff import Arrays, MaybeArrays, Wiring, constant, differentiated
 from jaxqr._forward import METHODS
-from jaxqr._linalg.batching import over_leading_axes, over_matrices, smaller, unless_any
+from jaxqr._linalg.batching import over_leading_axes, over_matrices, smaller
+from jaxqr._linalg.correcting import unless_any
 from jaxqr._linalg.dependence import dependent_columns, marks
 from jaxqr._linalg.phases import with_positive_diagonal
 from jaxqr._rules import partial_qr, taylor
@@ -132,10 +133,10 @@ class QR:
         da = self.mirror.of(da)
         if self.mode == "r":
             a, r = residuals
-            push = _where_dependent(_push_r, functools.partial(push_held_r, rule=self._applied))
+            push = _where_dependent(_push_r, self._by_reflectors.push_held_r)
             return (self.mirror.r(push(a, r, da)),)
         q, r = residuals
-        push = over_matrices(lambda q, r, da: partial_qr.pushforward(q, r, None, da))
+        push = over_matrices(partial_qr.pushforward)
         if self.dependent == "hold":
             push = _where_dependent(push, _push_held)
         return self._out(push(q, r, da))
@@ -148,11 +149,11 @@ class QR:
             a, r = residuals
             if r_bar is None:
                 return (self.mirror.q(jnp.zeros_like(a)),)
-            pull = _where_dependent(_pull_r, functools.partial(pull_held_r, rule=self._applied))
+            pull = _where_dependent(_pull_r, self._by_reflectors.pull_held_r)
             return (self.mirror.q(pull(a, r, r_bar)),)
         q, r = residuals
         q_bar = None if cotangents[0] is None else self.mirror.of(cotangents[0])
-        pull = over_matrices(lambda q, r, *bars: partial_qr.pullback(q, r, None, *bars))
+        pull = over_matrices(partial_qr.pullback)
         if self.dependent == "hold":
             pull = _where_dependent(pull, _pull_held)
         return (self.mirror.q(pull(q, r, q_bar, r_bar)),)
@@ -176,33 +177,29 @@ class QR:
         return [(self.mirror.q(x),) for x in taylor.unstacked(a)], self._out(residuals[0])
 
     @property
-    def _applied(self) -> Applied:
+    def _by_reflectors(self) -> ByReflectors:
         """What applies the Q of R alone."""
-        return Applied(False, self.method, self.forward_mode, self.caller)
+        return ByReflectors(self.method, self.forward_mode, self.caller)
 
     def _out(self, factors: Arrays) -> Arrays:
         *q, r = factors
         return *(self.mirror.q(x) for x in q), self.mirror.r(r)
 
 
-def _pull_r(a: Array, r: Array, r_bar: Array) -> Array:
-    pull = over_matrices(lambda x, r, r_bar: partial_qr.pullback_r(x, r, None, r_bar))
-    a_bar: Array = pull(_leading(a), r, r_bar)
-    return a_bar
+def _pull_r(a: Array, r: Array, r_bar: Array) -> Any:
+    return over_matrices(partial_qr.pullback_r)(_leading(a), r, r_bar)
 
 
-def _push_r(a: Array, r: Array, da: Array) -> Array:
-    push = over_matrices(lambda x, r, da: partial_qr.pushforward_r(x, r, None, da))
-    dr: Array = push(_leading(a), r, da)
-    return dr
-
-
-def _push_held(q: Array, r: Array, da: Array) -> Any:
-    return over_leading_axes(partial_qr.pushforward_held)(q, r, marks(r), da)
+def _push_r(a: Array, r: Array, da: Array) -> Any:
+    return over_matrices(partial_qr.pushforward_r)(_leading(a), r, da)
 
 
 def _pull_held(q: Array, r: Array, *bars: Array) -> Any:
     return over_leading_axes(partial_qr.pullback_held)(q, r, marks(r), *bars)
+
+
+def _push_held(q: Array, r: Array, da: Array) -> Any:
+    return over_leading_axes(partial_qr.pushforward_held)(q, r, marks(r), da)
 
 
 def _where_dependent(usual: Callable[..., Any], held: Callable[..., Any]) -> Callable[..., Any]:
@@ -218,23 +215,9 @@ def _leading(a: Array) -> Array:
     return a[..., : smaller(*a.shape[-2:])]
 
 
-_OPTIONS = ("mirror", "mode", "forward_mode", "positive_diagonal", "method", "dependent")
-
-
-@functools.partial(jax.jit, static_argnames=_OPTIONS)
-def _factors(
-    a: Array,
-    *,
-    mirror: Mirror[Any],
-    mode: str,
-    forward_mode: bool,
-    positive_diagonal: bool,
-    method: str,
-    dependent: str | None,
-) -> Arrays:
-    rule = QR(mirror, mode, positive_diagonal, method, dependent, forward_mode)
-    function = differentiated(rule, forward_mode)
-    factors = function(a.astype(compute_dtype(a.dtype)))
+@functools.partial(jax.jit, static_argnames="rule")
+def _factors(a: Array, *, rule: QR) -> Arrays:
+    factors = differentiated(rule, rule.forward_mode)(a.astype(compute_dtype(a.dtype)))
     return tuple(x.astype(result_dtype(a.dtype)) for x in factors)
 
 
@@ -288,19 +271,20 @@ def seen_in(mirror: Mirror[Alone]) -> Callable[[Callable[..., None]], Factorize[
                 check_rank=check_rank,
             )
             if dependent is not None:
-                one_of(mirror.name, "dependent", dependent, ("hold",))
-            factors = _factors(
-                a,
-                mirror=mirror,
-                mode="r" if mode == mirror.triangle else mode,
-                forward_mode=forward_mode,
-                positive_diagonal=positive_diagonal,
-                method=method,
-                dependent=dependent,
+                one_of(mirror.name, "dependent", dependent, ("hold",), "None")
+            alone = mode == mirror.triangle
+            rule = QR(
+                mirror,
+                "r" if alone else mode,
+                positive_diagonal,
+                method,
+                dependent,
+                forward_mode,
             )
+            factors = _factors(a, rule=rule)
             if check_rank:
                 _check_rank(mirror, a, factors[-1])
-            return factors[0] if len(factors) == 1 else mirror.order(*factors)
+            return factors[0] if alone else mirror.order(*factors)
 
         # What help() shows: the options one by one, and this function's modes.
         shown = inspect.signature(factorize)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxqr._arguments import as_matrices, by_name, compute_dtype, level
+from jaxqr._arguments import as_matrices, by_name, compute_dtype, nonnegative
 from jaxqr._linalg.batching import smaller
 from jaxqr._linalg.reflectors import abs2
 from jaxqr._linalg.scaling import magnitudes, unit
@@ -61,7 +61,7 @@ def log_probability(
     0.1667
     """
     r = as_matrices("log_probability", "r", r)
-    heat = level("log_probability", "temperature", temperature, positive=True)
+    heat = nonnegative("log_probability", "temperature", temperature, positive=True)
     rest = None if residual is None else as_matrices("log_probability", "residual", residual)
     if rest is not None and (*rest.shape[:-2], rest.shape[-1]) != (*r.shape[:-2], r.shape[-1]):
         raise ValueError(

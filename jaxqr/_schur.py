@@ -11,11 +11,12 @@ from jax import Array
 from jax.experimental import checkify
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxqr._arguments import as_matrices, by_name, compute_dtype, flags, one_of, promoted
+from jaxqr._arguments import as_matrices, batch_of, by_name, compute_dtype, flags, one_of, promoted
 from jaxqr._autodiff import (
     Arrays,
     MaybeArrays,
     differentiated,
+    or_zeros,
     varying_alike,
     watching_cotangents,
 )
@@ -196,18 +197,13 @@ def _check_pencil(a: Array, b: Array) -> None:
             "orthonormal columns U of [A B] and V of [A; B]^H from jaxqr.pivoted_qr(..., rank=r), "
             "take qz of U^H A V and U^H B V, r x r."
         )
-    try:
-        np.broadcast_shapes(a.shape, b.shape)
-    except ValueError:
-        raise ValueError(
-            "qz expects a and b to have batch axes that broadcast against each other. Got a of "
-            f"shape {a.shape} and b of shape {b.shape}."
-        ) from None
+    got = f"Got a of shape {a.shape} and b of shape {b.shape}."
+    batch_of("qz", got, a.shape[:-2], b.shape[:-2])
 
 
 def _check_options(caller: str, sort: str | None, **options: bool) -> None:
     if sort is not None:
-        one_of(caller, "sort", sort, forward.SORTS)
+        one_of(caller, "sort", sort, forward.SORTS, "None")
     flags(caller, **options)
     if options["check_gauge"] and options["forward_mode"]:
         raise ValueError(
@@ -223,7 +219,7 @@ _OPTIONS = ("sort", "forward_mode", "check_gauge")
 def _qz(a: Array, b: Array, *, sort: str | None, forward_mode: bool, check_gauge: bool) -> Arrays:
     dtype = _complex(promoted("qz", a=a, b=b))
     shape = np.broadcast_shapes(a.shape, b.shape)
-    a, b = varying_alike([jnp.broadcast_to(x.astype(dtype), shape) for x in (a, b)])
+    a, b = (jnp.broadcast_to(x.astype(dtype), shape) for x in (a, b))
     factors = differentiated(QZ(sort), forward_mode)(a, b)
     return _watched("qz", *factors) if check_gauge else factors
 
@@ -250,12 +246,6 @@ def of_schur(s: Array, z: Array) -> Factors:
     return Factors(s, with_batch_of(s, jnp.eye(s.shape[-1], dtype=s.dtype)), z, z)
 
 
-def _given(factors: Factors, bars: MaybeArrays) -> Factors:
-    """The cotangents of the factors, where None is zero."""
-    pairs = zip(factors, bars, strict=True)
-    return Factors(*(jnp.zeros_like(x) if bar is None else bar for x, bar in pairs))
-
-
 _pushforward = over_leading_axes(rules.pushforward)
 _pullback = over_leading_axes(rules.pullback)
 
@@ -277,15 +267,13 @@ class QZ:
 
     def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
         """(ds, dt, dq, dz)."""
-        like = residuals[0]
-        da, db = (jnp.zeros_like(like) if dot is None else dot for dot in tangents)
-        dots: Arrays = tuple(_pushforward(Factors(*residuals), da, db))
+        dots: Arrays = tuple(_pushforward(Factors(*residuals), *or_zeros(tangents, residuals)))
         return dots
 
     def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Arrays:
         """(a_bar, b_bar)."""
         factors = Factors(*residuals)
-        bars: Arrays = _pullback(factors, _given(factors, cotangents))
+        bars: Arrays = _pullback(factors, Factors(*or_zeros(cotangents, factors)))
         return bars
 
 
@@ -314,7 +302,8 @@ class Schur:
     def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Arrays:
         """(a_bar,)."""
         factors, (s_bar, z_bar) = of_schur(*residuals), cotangents
-        a_bar, _ = _pullback(factors, _given(factors, (s_bar, None, None, z_bar)))
+        bars = Factors(*or_zeros((s_bar, None, None, z_bar), factors))
+        a_bar, _ = _pullback(factors, bars)
         return (a_bar,)
 
 
@@ -352,7 +341,7 @@ def _watched(caller: str, *factors: Array) -> Arrays:
     def check(factors: Arrays, bars: MaybeArrays) -> None:
         of = Factors(*factors)
         n = of.s.shape[-1]
-        seen = over_leading_axes(rules.seen_gauge)(of, _given(of, bars))
+        seen = over_leading_axes(rules.seen_gauge)(of, Factors(*or_zeros(bars, of)))
         seen = jnp.where(jnp.isnan(seen), 0, seen)  # of what has no factors nothing is seen
         matrix, column = jnp.unravel_index(jnp.argmax(seen), (seen.size // n, n))
         checkify.check(

@@ -6,7 +6,7 @@ The derivative of the solution is a solution of the same system, and so on: the 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -39,9 +39,7 @@ from jaxqr._rules.least_squares import Operators, Solved, System
 
 def derive(solved: Solved, forward_mode: bool) -> tuple[Array, Array, Array]:
     """(r, x, x / d) as functions of A, ridge, f and g; factors and solution count as constants."""
-    leaves, structure = jax.tree.flatten(solved)
-    function = differentiated(Solution(structure, forward_mode), forward_mode)
-    r, x, unmeasured = function(*varying_alike(leaves))
+    r, x, unmeasured = Solution.of(solved, forward_mode)
     return r, x, unmeasured
 
 
@@ -51,6 +49,8 @@ def linear_solution(system: System, f: Array | None, g: Array | None) -> tuple[A
     As such ``jax.linear_transpose`` takes it. Its derivative in A is that of the tangent map. One
     of f and g is None.
     """
+    name, given = ("f", f) if f is not None else ("g", g)
+    assert given is not None
     like = Solved(system, f, g, *jax.eval_shape(solution_of, system, f, g))
 
     def zero(x: Any) -> Array:
@@ -61,9 +61,8 @@ def linear_solution(system: System, f: Array | None, g: Array | None) -> tuple[A
 
     at = Solved(system, *jax.tree.map(zero, like[1:]))
     structure: Any = jax.tree.structure(at)
-    given = {name: x for name, x in (("f", f), ("g", g)) if x is not None}
-    *leaves, dot = varying_alike([*jax.tree.leaves(at), *given.values()])
-    dots = jax.tree.map(lambda _: None, at)._replace(**dict.fromkeys(given, dot))
+    *leaves, dot = varying_alike([*jax.tree.leaves(at), given])
+    dots = jax.tree.map(lambda _: None, at)._replace(**{name: dot})
     rule = Solution(structure, True)
     r, x, unmeasured = linear(rule, tuple(leaves), tuple(structure.flatten_up_to(dots)))
     return r, x, unmeasured
@@ -77,10 +76,8 @@ def operators(forward_mode: bool) -> Operators:
         return derive(Solved(system, f, g, *known), forward_mode)[:2]
 
     def null_part(system: System, t: Array) -> Array:
-        leaves, structure = jax.tree.flatten((system, t))
-        function = differentiated(NullPart(structure, forward_mode), forward_mode)
-        (s,) = function(*varying_alike(leaves))
-        return cast(Array, s)
+        (s,) = NullPart.of((system, t), forward_mode)
+        return s
 
     def residual(system: System, b: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
         g, back = near_one(b, system.d)
@@ -93,10 +90,8 @@ def operators(forward_mode: bool) -> Operators:
 def residual_of(system: System, b: Array, x: Array, y: Array, forward_mode: bool) -> Array:
     """B - A x = -lambda y, where A^H is the system's matrix; y is measured."""
     r = constant(minus_ridge_times, system.ridge, system.d, y)
-    leaves, structure = jax.tree.flatten(Solved(system, b, None, r, x))
-    function = differentiated(Residual(structure, forward_mode), forward_mode)
-    (r,) = function(*varying_alike(leaves))
-    return cast(Array, r)
+    (r,) = Residual.of(Solved(system, b, None, r, x), forward_mode)
+    return r
 
 
 def solution_of(system: System, f: Array | None, g: Array | None) -> tuple[Array, Array]:
@@ -118,22 +113,37 @@ def solution_for_g(system: System, unmeasured: Array) -> list[Array]:
 
 def sum_of_squares(r: Array, *others: Any, forward_mode: bool) -> Array:
     """||r||^2 of each column, (..., nrhs); see :class:`SumOfSquares`."""
-    leaves, structure = jax.tree.flatten((r, *others))
-    (rss,) = differentiated(SumOfSquares(structure), forward_mode)(*varying_alike(leaves))
-    return cast(Array, rss)
+    (rss,) = SumOfSquares.of((r, *others), forward_mode)
+    return rss
 
 
 @dataclasses.dataclass(frozen=True)
-class Solution:
+class OfTree:
+    """A rule whose arguments are the leaves of a tree."""
+
+    structure: Any
+    forward_mode: bool
+    caller: ClassVar[str] = "lstsq"
+
+    @classmethod
+    def of(cls, tree: Any, forward_mode: bool) -> Arrays:
+        """The outputs."""
+        leaves, structure = jax.tree.flatten(tree)
+        outputs: Arrays = differentiated(cls(structure, forward_mode), forward_mode)(*leaves)
+        return outputs
+
+    @property
+    def apply(self) -> Operators:
+        """What the derivative applies."""
+        return operators(self.forward_mode)
+
+
+class Solution(OfTree):
     """(r, x, x / d) of a solved system, with its derivative. Arguments are the leaves of Solved.
 
     The factors and the solution among them are constants, which the derivative with respect to A
     accounts for. x is measured in the units d, x / d is what the user sees.
     """
-
-    structure: Any
-    forward_mode: bool
-    caller = "lstsq"
 
     def forward(self, *args: Array) -> Arrays:
         """(r, x, x / d)."""
@@ -150,13 +160,13 @@ class Solution:
         if all(bar is None for bar in cotangents):  # a sum of squares has none for r
             return (None,) * self.structure.num_leaves
         solved = self.structure.unflatten(residuals)
-        bars = rules.pullback(operators(self.forward_mode), solved, *cotangents)
+        bars = rules.pullback(self.apply, solved, *cotangents)
         return tuple(self.structure.flatten_up_to(bars))
 
     def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
         """(dr, dx, dx / d)."""
         solved, dots = self.structure.unflatten(residuals), self.structure.unflatten(tangents)
-        dr, dx = rules.pushforward(operators(self.forward_mode), solved, dots)
+        dr, dx = rules.pushforward(self.apply, solved, dots)
         return dr, dx, dx / solved.system.d
 
     def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
@@ -182,17 +192,12 @@ def _first_and_all(structure: Any, terms: list[Arrays]) -> tuple[Solved, Solved]
     return first._replace(system=first.system._replace(d=d)), stacked
 
 
-@dataclasses.dataclass(frozen=True)
-class Residual:
+class Residual(OfTree):
     """The residual of a system's adjoint beside a ridge, with its derivative.
 
     Arguments are the leaves of Solved, for f = b, with r and x as the user sees them. All but A,
     ridge and b are constants, x as the function that it is.
     """
-
-    structure: Any
-    forward_mode: bool
-    caller = "lstsq"
 
     def forward(self, *args: Array) -> Arrays:
         """(r,)."""
@@ -207,13 +212,13 @@ class Residual:
         """Cotangents of A, ridge and b."""
         solved, (r_bar,) = self.structure.unflatten(residuals), cotangents
         assert r_bar is not None
-        bars = rules.pullback_of_residual(operators(self.forward_mode), solved, r_bar)
+        bars = rules.pullback_of_residual(self.apply, solved, r_bar)
         return tuple(self.structure.flatten_up_to(bars))
 
     def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
         """(dr,)."""
         solved, dots = self.structure.unflatten(residuals), self.structure.unflatten(tangents)
-        return (rules.pushforward_of_residual(operators(self.forward_mode), solved, dots),)
+        return (rules.pushforward_of_residual(self.apply, solved, dots),)
 
     def taylor(self, args: list[Arrays], wire: Wiring) -> list[Arrays]:
         """The series of (r,)."""
@@ -227,16 +232,12 @@ class Residual:
         return residuals, (self.structure.unflatten(residuals[0]).r,)
 
 
-@dataclasses.dataclass(frozen=True)
-class SumOfSquares:
+class SumOfSquares(OfTree):
     """||r||^2 (..., nrhs), with its derivative.
 
     Arguments are the leaves of (r,) or, where r = b - A x has A^H r = ridge x and the derivative is
     not to be that of r, of (r, x, d, a, b, ridge), x measured in the units d, which are held.
     """
-
-    structure: Any
-    caller = "lstsq"
 
     def forward(self, *args: Array) -> Arrays:
         """(||r||^2,)."""
@@ -281,13 +282,8 @@ class SumOfSquares:
         return residuals, None
 
 
-@dataclasses.dataclass(frozen=True)
-class NullPart:
+class NullPart(OfTree):
     """N t, with its derivative. Arguments are the leaves of (system, t)."""
-
-    structure: Any
-    forward_mode: bool
-    caller = "lstsq"
 
     def forward(self, *args: Array) -> Arrays:
         """(N t,), by the factor and not by A: what is zero must be zero to the last digit."""
@@ -306,8 +302,7 @@ class NullPart:
         system, t = self.structure.unflatten(args)
         (s_bar,) = cotangents
         assert s_bar is not None
-        apply = operators(self.forward_mode)
-        bars = rules.pullback_of_null_part(apply, system, t, s, s_bar)
+        bars = rules.pullback_of_null_part(self.apply, system, t, s, s_bar)
         return tuple(self.structure.flatten_up_to(bars))
 
     def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
@@ -315,5 +310,4 @@ class NullPart:
         *args, s = residuals
         system, t = self.structure.unflatten(args)
         dot, dt = self.structure.unflatten(tangents)
-        apply = operators(self.forward_mode)
-        return (rules.pushforward_of_null_part(apply, system, t, s, dot, dt),)
+        return (rules.pushforward_of_null_part(self.apply, system, t, s, dot, dt),)

@@ -30,7 +30,7 @@ from lineax.internal import (
     unravel_solution,
 )
 
-from jaxqr._arguments import compute_dtype, level, one_of
+from jaxqr._arguments import compute_dtype, nonnegative, one_of
 from jaxqr._forward.least_squares import factor, factor_for_few_products
 from jaxqr._linalg.augmented import Root, solve_augmented
 from jaxqr._linalg.dependence import ROUNDING
@@ -149,9 +149,9 @@ class PivotedQR(_Solver):
         """Raises what ``jaxqr.lstsq`` does for such an rcond."""
         rcond: Any = self.rcond
         if isinstance(rcond, str):
-            one_of("PivotedQR", "rcond", rcond, ())
+            one_of("PivotedQR", "rcond", rcond, (), "None", "a number in 0..1")
         if rcond is not None:
-            level("PivotedQR", "rcond", rcond, most=1, scalar=True)
+            nonnegative("PivotedQR", "rcond", rcond, most=1, scalar=True)
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> Factored:
         """The factors of an operator, up to its rank."""

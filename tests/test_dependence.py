@@ -9,7 +9,7 @@ import pytest
 from numerics import DTYPES, assert_close, gaussian, matrix, random_like, tolerance
 
 import jaxqr
-from jaxqr._linalg import batching
+from jaxqr._linalg import correcting
 from jaxqr._linalg.dependence import dependent_columns
 from jaxqr._rules import partial_qr
 
@@ -124,12 +124,12 @@ def test_held_rules_are_the_papers_at_full_rank(shape, dtype):
         q_bar, r_bar = random_like((q, r))
         for bars in ((q_bar, r_bar), (q_bar, None), (None, r_bar)):
             held = partial_qr.pullback_held(q, r, none, *bars)
-            assert_close(held, partial_qr.pullback(q, r, None, *bars), tol)
-        dq, dr = partial_qr.pushforward(q, r, None, da)
+            assert_close(held, partial_qr.pullback(q, r, *bars), tol)
+        dq, dr = partial_qr.pushforward(q, r, da)
         assert_close(partial_qr.pushforward_held(q, r, none, da), (dq, dr), tol)
     q, r = jnp.linalg.qr(a)
     factor = partial_qr.pullback_held_r(r, r_bar[: len(r)], none)
-    assert_close(q @ factor, partial_qr.pullback(q, r, None, None, r_bar[: len(r)]), tol)
+    assert_close(q @ factor, partial_qr.pullback(q, r, None, r_bar[: len(r)]), tol)
     g = jnp.conj(q.T) @ da
     assert_close(partial_qr.pushforward_held_r(g, r, none), dr[: len(r)], tol)
 
@@ -177,9 +177,9 @@ def test_a_large_batch_goes_in_pieces(batch, forward_mode, monkeypatch):
 
     alone = jax.lax.map(gradient, a)
     also_turned = jax.lax.map(turned, a[:3]) if forward_mode else None
-    monkeypatch.setattr(batching, "_AT_ONCE", 0)
-    monkeypatch.setattr(batching, "_PIECES", 4)
-    assert batching._pieces((batch,), [a], 2 if batch < 64 else 64) == 4
+    monkeypatch.setattr(correcting, "_AT_ONCE", 0)
+    monkeypatch.setattr(correcting, "_PIECES", 4)
+    assert correcting._pieces((batch,), [a], 2 if batch < 64 else 64) == 4
     jax.clear_caches()
     assert "dynamic_update_slice" in str(jax.make_jaxpr(gradient)(a))
     assert_close(jax.jit(gradient)(a), alone, 1e-13)
@@ -204,8 +204,8 @@ def test_a_piece_is_factored_as_the_whole_batch_is(shape, monkeypatch):
         r = jaxqr.qr(a, mode="r")
         return loss(r.mT @ r)
 
-    monkeypatch.setattr(batching, "_AT_ONCE", 0)
-    monkeypatch.setattr(batching, "_PIECES", 3)
+    monkeypatch.setattr(correcting, "_AT_ONCE", 0)
+    monkeypatch.setattr(correcting, "_PIECES", 3)
     jax.clear_caches()
     found = jax.jit(jax.grad(of_r))(a)
     assert_close(found, jax.grad(lambda a: loss(a.mT @ a))(a), 1e-11)

@@ -10,15 +10,14 @@ from jax import Array
 from jaxqr._forward import batched, cholesky, householder, panels, wide
 from jaxqr._forward.householder import real_diagonal
 from jaxqr._linalg import reflectors
-from jaxqr._linalg.algebra import diagonal
-from jaxqr._linalg.batching import batch_aware, over_columns, over_matrices, suits
+from jaxqr._linalg.batching import are_many_small, batch_aware, over_columns, over_matrices
 from jaxqr._linalg.crossovers import MOST_UNROLLED, Crossovers
-from jaxqr._linalg.phases import with_positive_diagonal
+from jaxqr._linalg.phases import phases, with_positive_diagonal
 from jaxqr._linalg.reflectors import Reflectors
 from jaxqr._linalg.tuning import by_platform
 
-# What ``method`` may be. "auto" takes only what has the orthogonality of Householder's, and on
-# platforms where nothing was measured, Householder's itself. ("panels" and "wide" are, too.)
+# What ``method`` may be. "auto" takes only what has the orthogonality of Householder's, as "panels"
+# and "wide" have it, too, and on platforms where nothing was measured, Householder's itself.
 METHODS = ("auto", "householder", "batched", "cholesky")
 
 # "auto" where the derivative's products follow, which want the cores for themselves.
@@ -47,7 +46,7 @@ def qr(a: Array, mode: str, method: str) -> tuple[Array, ...]:
 
 def _best(c: Crossovers, a: Array, mode: str, method: str) -> str:
     """The method that "auto" or BEFORE_PRODUCTS comes to by these crossovers."""
-    if suits(c, a, most_columns=c.most_unrolled):
+    if are_many_small(c, a, most_columns=c.most_unrolled):
         return "batched"
     if cholesky.suits(c, a, mode):
         return "cholesky"
@@ -68,41 +67,33 @@ def multiply(
     Of C in Q C there may be fewer rows, below which it is zero.
     """
 
-    def by(reflectors_of: ReflectorsOf) -> Callable[..., Any]:
-        def multiplied(a: Array, c: Array) -> tuple[Array, Array]:
-            r0, q = reflectors_of(a)
-            (r,) = with_positive_diagonal(r0) if positive_diagonal else real_diagonal(r0)
-            return _times(q, r0, r, c, adjoint), r
+    def multiplied(reflectors_of: ReflectorsOf, a: Array, c: Array) -> tuple[Array, Array]:
+        r0, q = reflectors_of(a)
+        (r,) = with_positive_diagonal(r0) if positive_diagonal else real_diagonal(r0)
+        return _times(q, r0, r, c, adjoint), r
 
-        return multiplied
-
-    product, r = batch_aware(_by_reflectors(by, method))(a, c)
+    product, r = batch_aware(_by_reflectors(multiplied, method))(a, c)
     return product, r
 
 
 def times(a: Array, r: Array, c: Array, method: str, *, adjoint: bool) -> Array:
     """Q C or Q^H C likewise, for the Q that belongs to r = qr(a, "r", method)."""
 
-    def by(reflectors_of: ReflectorsOf) -> Callable[..., Any]:
-        def multiplied(a: Array, r: Array, c: Array) -> Array:
-            r0, q = reflectors_of(a)
-            return _times(q, r0, r, c, adjoint)
+    def multiplied(reflectors_of: ReflectorsOf, a: Array, r: Array, c: Array) -> Array:
+        r0, q = reflectors_of(a)
+        return _times(q, r0, r, c, adjoint)
 
-        return multiplied
-
-    product: Array = over_columns(batch_aware(_by_reflectors(by, method)))(a, r, c)
+    product: Array = over_columns(batch_aware(_by_reflectors(multiplied, method)))(a, r, c)
     return product
 
 
-def _by_reflectors(
-    by: Callable[[ReflectorsOf], Callable[..., Any]], method: str
-) -> Callable[..., Any]:
-    """A function whose first argument is A, by the reflectors that this method makes of it."""
-    by_householder = by(householder.reflectors_of)
-    ways = {
-        "batched": by(batched.reflectors_of),
-        "panels": by(panels.reflectors_of),
-        "wide": by(wide.reflectors_of),
+def _by_reflectors(f: Callable[..., Any], method: str) -> Callable[..., Any]:
+    """F, of what makes reflectors and of A and others, by the reflectors of this method."""
+    by_householder = partial(f, householder.reflectors_of)
+    ways: dict[str, Callable[..., Any]] = {
+        "batched": partial(f, batched.reflectors_of),
+        "panels": partial(f, panels.reflectors_of),
+        "wide": partial(f, wide.reflectors_of),
     }
 
     def chosen(a: Array, *others: Array) -> Any:
@@ -119,21 +110,15 @@ def _by_reflectors(
 def _times(q: Reflectors, r0: Array, r: Array, c: Array, adjoint: bool) -> Array:
     """Q C or Q^H C for the Q of r, which is q, that of r0, but for phases."""
 
-    def product(q: Reflectors, phases: Array, c: Array) -> Array:
+    def product(q: Reflectors, of_r: Array, c: Array) -> Array:
         if adjoint:
-            return phases * reflectors.adjoint_times(q, c)
-        return reflectors.times(q, jnp.conj(phases) * c)
+            return of_r * reflectors.adjoint_times(q, c)
+        return reflectors.times(q, jnp.conj(of_r) * c)
 
-    out: Array = over_matrices(product)(q, _phases(r, r0, c.shape[-2]), c)
+    rows = c.shape[-2]
+    of_r = (phases(r, rows) * jnp.conj(phases(r0, rows)))[..., None]  # r = of_r * r0
+    out: Array = over_matrices(product)(q, of_r, c)
     return out
-
-
-def _phases(r: Array, r0: Array, rows: int) -> Array:
-    """The phases with r = phases * r0, of two triangular factors of one matrix: (..., rows, 1)."""
-    signs = [jnp.where(d == 0, 1, jnp.sign(d)) for d in (diagonal(r), diagonal(r0))]
-    phases = (signs[0] * jnp.conj(signs[1]))[..., None]
-    rest = [(0, 0)] * (r.ndim - 2) + [(0, rows - phases.shape[-2]), (0, 0)]
-    return jnp.pad(phases, rest, constant_values=1)
 
 
 def refusal(shape: tuple[int, ...], mode: str, method: str, across: tuple[str, str]) -> str | None:

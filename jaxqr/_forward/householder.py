@@ -1,6 +1,6 @@
 """QR by Householder reflectors, as each platform has it: LAPACK, cuSOLVER, XLA's own expander.
 
-JAX's functions are bound here by name, once: a program may set ``jnp.linalg.qr = jaxqr.qr``.
+JAX's functions are bound by name: a program may set ``jnp.linalg.qr = jaxqr.qr``.
 """
 
 import jax.numpy as jnp

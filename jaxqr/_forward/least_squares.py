@@ -13,12 +13,12 @@ from jaxqr._linalg.algebra import diagonal, solve_left
 from jaxqr._linalg.augmented import Root
 from jaxqr._linalg.batching import (
     are_known,
+    are_many_small,
     at_most,
     batch_aware,
     over_columns,
     over_matrices,
     smaller,
-    suits,
 )
 from jaxqr._linalg.crossovers import Crossovers
 from jaxqr._linalg.reflectors import Reflectors, adjoint_times, det
@@ -37,7 +37,7 @@ class Factors(NamedTuple):
 
     root: Root
     d: Array  # (..., n, 1) or (..., 1, 1)
-    q: Any  # (..., m, k), or its reflectors
+    q: Any  # (..., m, k), or its reflectors; None where there are none
 
 
 def factor(a: Array, ridge: Array | None, rcond: Array | None) -> Factors:
@@ -60,14 +60,12 @@ def factor_for_few_products(a: Array) -> Factors:
     deep = known and rows >= _DEEP * columns
     if not known or columns < _LEAST_FOR_REFLECTORS or (deep and columns <= _MOST_FOR_Q):
         return factor(a, None, None)
-    u, d, q = batch_aware(_reflectors)(a)
-    return Factors((u,), d, q)
+    factors: Factors = batch_aware(_reflectors)(a)
+    return factors
 
 
-def factor_and_solve_without_q(
-    a: Array, b: Array, ridge: Array | None
-) -> tuple[Root, Array, Reflectors | None, Array]:
-    """The root, d, and D x, for a (..., m, n) with m >= n and b (..., m, nrhs).
+def factor_and_solve_without_q(a: Array, b: Array, ridge: Array | None) -> tuple[Factors, Array]:
+    """The factors without Q, and D x, for a (..., m, n) with m >= n and b (..., m, nrhs).
 
     Of square a also the reflectors of Q: they have room where U has zeros.
     """
@@ -76,27 +74,25 @@ def factor_and_solve_without_q(
         a, b = with_ridge(a, ridge), with_zeros(a, b, ridge)
     elif a.shape[-2] == a.shape[-1]:
         reduce = _reduce_square
-    (u, d, q), c = over_columns(batch_aware(reduce), shared=True)(a, b)
-    return (u,), d, q, over_matrices(solve_left)(u, c)
+    factors, c = over_columns(batch_aware(reduce), shared=True)(a, b)
+    (u,) = factors.root
+    return factors, over_matrices(solve_left)(u, c)
 
 
-def determinant(
-    a: Array, *, with_q: bool
-) -> tuple[Root, Array, Array | Reflectors | None, Array, Array]:
-    """The root, d, what there is of Q, and the sign and logarithm (...,) of a (..., m, n), m >= n.
+def determinant(a: Array, *, with_q: bool) -> tuple[Factors, Array, Array]:
+    """The factors, and the sign and logarithm (...,) of a (..., m, n), m >= n.
 
     Of det A for square a, and of the volume of its columns for deep a. Of square a there are the
     reflectors of Q, as where symbols do not tell; of deep a Q itself if it is asked for.
     """
-    q: Array | Reflectors | None = None
     rows, columns = a.shape[-2:]
     square = rows == columns
     if not at_most(columns + 1, rows):  # of symbols, it may be square
-        u, d, q = batch_aware(_reflectors)(a)
+        factors = batch_aware(_reflectors)(a)
     else:
         *of_q, r = _forward.qr(a, "reduced" if with_q else "r", "auto")
-        q = of_q[0] if of_q else None
-        (u,), d = _in_units(r)
+        factors = Factors(*_in_units(r), of_q[0] if of_q else None)
+    (u,), d, q = factors
     on_diagonal = diagonal(u) * d[..., 0]
     sign = jnp.prod(jnp.sign(on_diagonal), axis=-1)
     of_volume = jnp.abs(sign).astype(a.dtype)
@@ -106,7 +102,7 @@ def determinant(
         sign = sign * det(q)
     else:
         sign = jnp.where(jnp.equal(rows, columns), sign * det(q), of_volume)
-    return (u,), d, q, sign, jnp.sum(jnp.log(jnp.abs(on_diagonal)), axis=-1)
+    return factors, sign, jnp.sum(jnp.log(jnp.abs(on_diagonal)), axis=-1)
 
 
 def _in_units(u: Array) -> tuple[Root, Array]:
@@ -120,51 +116,47 @@ def _units(largest: Array) -> Array:
     return jnp.where(largest < jnp.inf, unit(largest), jnp.nan)
 
 
-# U (..., n, n) and D (..., n, 1) of A D^-1 = Q U, and the reflectors of Q if they are kept. What is
-# below U's diagonal need not be zero.
-Reduced = tuple[Array, Array, Reflectors | None]
+# Of U (..., n, n), what is below the diagonal need not be zero.
 
 
-def _reduce(a: Array, b: Array) -> tuple[Reduced, Array]:
-    """U and D, no reflectors, and the first n rows of Q^H b without Q."""
+def _reduce(a: Array, b: Array) -> tuple[Factors, Array]:
+    """The factors without Q, and the first n rows of Q^H b."""
 
     def best(c: Crossovers) -> Callable[..., tuple[Array, Array]]:
-        if suits(c, a, b):
+        if are_many_small(c, a, b):
             return batched.triangle_and_product
         if cholesky.suits(c, a, "r"):
             return cholesky.triangle_and_product
         return householder.triangle_and_product
 
     u, c = by_platform(best, householder.triangle_and_product, a, b)
-    (u,), d = _in_units(u)
-    return (u, d, None), c
+    return Factors(*_in_units(u), None), c
 
 
-def _reduce_square(a: Array, b: Array) -> tuple[Reduced, Array]:
-    """U, D, the reflectors, and Q^H b."""
-    u, d, q = _reflectors(a, b)
-    return (u, d, q), over_matrices(adjoint_times)(q, b)
+def _reduce_square(a: Array, b: Array) -> tuple[Factors, Array]:
+    """The factors with the reflectors of Q, and Q^H b."""
+    factors = _reflectors(a, b)
+    return factors, over_matrices(adjoint_times)(factors.q, b)
 
 
-def _reflectors(a: Array, *beside: Array) -> tuple[Array, Array, Reflectors]:
-    """U, D and the reflectors; what is beside a counts where small matrices are told."""
+def _reflectors(a: Array, *others: Array) -> Factors:
+    """With the reflectors of Q; what there is beside a counts where small matrices are told."""
 
-    def by_batch(a: Array) -> tuple[Array, Array, Reflectors]:
+    def by_batch(a: Array) -> Factors:
         u, q = batched.reflectors_of(a)
-        (u,), d = _in_units(u)
-        return u, d, q
+        return Factors(*_in_units(u), q)
 
-    def by_lapack(a: Array) -> tuple[Array, Array, Reflectors]:
+    def by_lapack(a: Array) -> Factors:
         # A in units spares a pass over U, and to keep U beside the reflectors.
         d = _units(largest_of_columns(a)).astype(a.dtype)
         u, q = householder.packed(householder.in_units(a, d))
-        return u, d.mT, q
+        return Factors((u,), d.mT, q)
 
-    def best(c: Crossovers) -> Callable[..., tuple[Array, Array, Reflectors]]:
-        return by_batch if suits(c, a, *beside) else by_lapack
+    def best(c: Crossovers) -> Callable[..., Factors]:
+        return by_batch if are_many_small(c, a, *others) else by_lapack
 
-    out: tuple[Array, Array, Reflectors] = by_platform(best, by_lapack, a)
-    return out
+    factors: Factors = by_platform(best, by_lapack, a)
+    return factors
 
 
 def _rank_revealing(a: Array, rcond: Array) -> Factors:

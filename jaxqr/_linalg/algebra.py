@@ -88,7 +88,7 @@ def above_zeros(x: Array, rows: int) -> Array:
 
 
 def times_i(x: Array) -> Array:
-    """I x, for real x."""
+    """i x, for real x."""
     return lax.complex(jnp.zeros_like(x), x)
 
 

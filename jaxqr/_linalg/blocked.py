@@ -31,7 +31,8 @@ from jaxqr._linalg.algebra import (
     summand,
     total,
 )
-from jaxqr._linalg.batching import are_known, over_leading_axes, unless_any
+from jaxqr._linalg.batching import are_known, over_leading_axes
+from jaxqr._linalg.correcting import unless_any
 from jaxqr._linalg.layouts import materialized
 from jaxqr._linalg.products import adjoint_of_factor
 from jaxqr._linalg.scaling import any_extreme, column_units, divided, unit

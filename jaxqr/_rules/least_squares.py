@@ -231,7 +231,7 @@ def pullback_of_null_part(
 def pushforward_of_null_part(
     apply: Operators, system: System, t: Array, s: Array, dot: System, dt: Array | None
 ) -> Array:
-    """Ds from the tangents of the system and of t, for s = N t."""
+    """ds from the tangents of the system and of t, for s = N t."""
     if dot.a is None:
         assert dt is not None
         return apply.null_part(system, dt)
@@ -262,7 +262,7 @@ def pullback_of_residual(apply: Operators, solved: Solved, r_bar: Array) -> Solv
 
 
 def pushforward_of_residual(apply: Operators, solved: Solved, tangents: Solved) -> Array:
-    """Dr from the tangents of a system and of f = b."""
+    """dr from the tangents of a system and of f = b."""
     system, _, _, r, x = solved
     dot, f, _, _, _ = tangents
     one, g = jnp.ones_like(r[..., :1, :1]), None

@@ -8,9 +8,10 @@ Cut A (m x n) after column k <= min(m, n), A = [X | Y], and factor X alone::
 Deep and square QR have no Y; wide QR has k = m, so that Y = Q V; cut earlier, it is the truncated
 factorization that column pivoting gives, and then Y is more than Q V.
 
-Everything here takes and returns matrices (rows, columns), or many small ones as (rows, columns,
-batch), and knows no transformation and no option. Cotangents follow the convention of the paper,
-dL = Re tr(G-bar^H dG); JAX's are their conjugates. Equation numbers are those of
+Everything here takes and returns matrices (rows, columns), or, where no column is dependent, many
+small ones as (rows, columns, batch); it knows no transformation and no option. Cotangents follow
+the convention of the paper, dL = Re tr(G-bar^H dG); JAX's are their conjugates. Equation numbers
+are those of
 
     D. A. O. Roberts and L. R. Roberts, "QR and LQ Decomposition Matrix Backpropagation Algorithms
     for Square, Wide, and Deep - Real or Complex - Matrices and Their Software Implementation",
@@ -87,16 +88,16 @@ def _m(
 
 
 def pullback(
-    q: Array, r: Array, y: Array | None, q_bar: Array | None, r_bar: Array | None
+    q: Array, r: Array, q_bar: Array | None, r_bar: Array | None, y: Array | None = None
 ) -> Array:
     """A-bar (m, n) from the cotangents of Q and R.
 
     Args:
         q: (m, k), or (m, m) in complete mode.
         r: (k, n), or (m, n) in complete mode.
+        q_bar, r_bar: like q and r; None for zero.
         y: the columns of A beyond the k-th, (m, n - k), where Q does not span them (k < m);
             None where there are none or Y = Q V.
-        q_bar, r_bar: like q and r; None for zero.
 
     The cost is that of a triangular solve and two products of 2 m k^2 operations, or one where
     q_bar is None, besides what is k x k.
@@ -127,7 +128,7 @@ def pullback(
     return beside(x_bar, y_bar)
 
 
-def pushforward(q: Array, r: Array, y: Array | None, da: Array) -> tuple[Array, Array]:
+def pushforward(q: Array, r: Array, da: Array, y: Array | None = None) -> tuple[Array, Array]:
     """dQ and dR from dA (m, n); q, r and y as in :func:`pullback` (Lemmas 1 and 2)."""
     u, v = _split(r)
     k, rest = u.shape[1], v.shape[1]
@@ -149,7 +150,7 @@ def pushforward(q: Array, r: Array, y: Array | None, da: Array) -> tuple[Array, 
     return dq, dr
 
 
-def pullback_r(x: Array, r: Array, y: Array | None, r_bar: Array) -> Array:
+def pullback_r(x: Array, r: Array, r_bar: Array, y: Array | None = None) -> Array:
     """A-bar from the cotangent of R alone, without Q: Q = X U^-1.
 
     Args:
@@ -172,7 +173,7 @@ def pullback_r(x: Array, r: Array, y: Array | None, r_bar: Array) -> Array:
     return a_bar.at[:, : x.shape[1]].add(yv_bar)
 
 
-def pushforward_r(x: Array, r: Array, y: Array | None, da: Array) -> Array:
+def pushforward_r(x: Array, r: Array, da: Array, y: Array | None = None) -> Array:
     """dR from dA without Q; x, r and y as in :func:`pullback_r`."""
     u, v = _split(r)
     k = u.shape[1]
@@ -201,12 +202,12 @@ def pushforward_r(x: Array, r: Array, y: Array | None, da: Array) -> Array:
 # is left out, so d(R^H R) = dA^H A + A^H dA holds at every rank.
 
 
-def _without(u: Array, dependent: Array) -> tuple[Inverted, Array]:
+def _without(r: Array, dependent: Array) -> tuple[Inverted, Array]:
     """U with the identity's rows and columns where a column is dependent; 0 there and 1 elsewhere.
 
     Dependent is (1, k), of numbers 0 and 1.
     """
-    keep = 1 - dependent
+    (u, _), keep = _split(r), 1 - dependent
     return Inverted.of(u * keep * keep.mT + jnp.diag(dependent[0])), keep
 
 
@@ -226,8 +227,9 @@ def pullback_held_r(r: Array, r_bar: Array, dependent: Array) -> Array:
 def _held(
     q: Array | None, r: Array, q_bar: Array | None, r_bar: Array | None, dependent: Array
 ) -> Array:
+    """F (k, n): R-bar + N U^-H, the second in X alone."""
     k = dependent.shape[1]
-    u, keep = _without(r[:k, :k], dependent)
+    u, keep = _without(r, dependent)
     m = jnp.zeros((k, k), r.dtype)
     if r_bar is not None:
         m = matmul(r[:k], adjoint(r_bar[:k]))
@@ -248,7 +250,7 @@ def pullback_held(
     a_bar = matmul(q1, _held(q1, r, q1_bar, r_bar, dependent))
     if q1_bar is None or q_bar is None:
         return a_bar
-    u, keep = _without(r[:k, :k], dependent)
+    u, keep = _without(r, dependent)
     outside = q1_bar - matmul(q1, adjoint_matmul(q1, q1_bar))
     if q2.shape[1] != 0:
         outside = outside - matmul(q2, adjoint_matmul(q_bar[:, k:], q1))
@@ -261,6 +263,28 @@ def _turning(g: Array, u: Inverted, keep: Array) -> Array:
     return low - adjoint(low)
 
 
+def pushforward_held_r(g: Array, r: Array, dependent: Array) -> Array:
+    """dR from G = Q^H dA (k, n)."""
+    u, keep = _without(r, dependent)
+    return g - matmul(_turning(g, u, keep), r)
+
+
+def pushforward_held(q: Array, r: Array, dependent: Array, da: Array) -> tuple[Array, Array]:
+    """dQ and dR; Y = Q V."""
+    k = dependent.shape[1]
+    q1, q2 = q[:, :k], q[:, k:]
+    u, keep = _without(r, dependent)
+    g, dx = adjoint_matmul(q1, da), da[:, :k]
+    s = _turning(g, u, keep)
+    dr = g - matmul(s, r[:k])
+    dq = matmul(q1, s) + u.right(dx - matmul(q1, g[:, :k])) * keep
+    if q2.shape[1] != 0:
+        of_q2 = u.right(adjoint_matmul(q2, dx)) * keep
+        dq = beside(dq, -matmul(q1, adjoint(of_q2)))
+        dr = above_zeros(dr, r.shape[0] - k)
+    return dq, dr
+
+
 # Q applied, not formed: its rows and columns beyond the k-th do not turn among themselves either.
 # dQ = Q Omega, and Omega = L - L^H, L (m, k) the lower triangle of Q^H dX U^-1.
 
@@ -268,7 +292,7 @@ def _turning(g: Array, u: Inverted, keep: Array) -> Array:
 def turned(g: Array, r: Array, dependent: Array, c: Array) -> Array:
     """Omega C (m, p) from G = Q^H dA (m, n), for the square Q and c (m, p)."""
     k = dependent.shape[1]
-    u, keep = _without(r[:k, :k], dependent)
+    u, keep = _without(r, dependent)
     low = _lower(u.right(g[:, :k]) * keep)
     back = matmul(adjoint(low), c)
     return matmul(low, c[:k]) - jnp.pad(back, [(0, c.shape[0] - k), (0, 0)])
@@ -277,29 +301,7 @@ def turned(g: Array, r: Array, dependent: Array, c: Array) -> Array:
 def pullback_turned(r: Array, dependent: Array, c: Array, omega_c_bar: Array) -> Array:
     """G-bar (m, n) from the cotangent of Omega C; A-bar = Q G-bar."""
     k = dependent.shape[1]
-    u, keep = _without(r[:k, :k], dependent)
+    u, keep = _without(r, dependent)
     omega_bar = matmul(omega_c_bar, adjoint(c[:k])) - matmul(c, adjoint(omega_c_bar[:k]))
     g_bar = u.adjoint_right(_lower(omega_bar) * keep)
     return jnp.pad(g_bar, [(0, 0), (0, r.shape[1] - k)])
-
-
-def pushforward_held_r(g: Array, r: Array, dependent: Array) -> Array:
-    """dR from G = Q^H dA (k, n)."""
-    u, keep = _without(r[:, : dependent.shape[1]], dependent)
-    return g - matmul(_turning(g, u, keep), r)
-
-
-def pushforward_held(q: Array, r: Array, dependent: Array, da: Array) -> tuple[Array, Array]:
-    """dQ and dR; Y = Q V."""
-    k = dependent.shape[1]
-    q1, q2 = q[:, :k], q[:, k:]
-    u, keep = _without(r[:k, :k], dependent)
-    g, dx = adjoint_matmul(q1, da), da[:, :k]
-    s = _turning(g, u, keep)
-    dr = g - matmul(s, r[:k])
-    dq = matmul(q1, s) + u.right(dx - matmul(q1, g[:, :k])) * keep
-    if q2.shape[1] != 0:
-        turned = u.right(adjoint_matmul(q2, dx)) * keep
-        dq = beside(dq, -matmul(q1, adjoint(turned)))
-        dr = above_zeros(dr, r.shape[0] - k)
-    return dq, dr

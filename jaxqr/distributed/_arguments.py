@@ -1,12 +1,11 @@
 """What the functions of this package do to their arguments."""
 
 from collections.abc import Hashable
-from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxqr._arguments import is_number_zero, level, one_of
+from jaxqr._arguments import one_of
 from jaxqr.distributed._reduction import REDUCTIONS, AxisName
 
 
@@ -24,11 +23,6 @@ def check_axes(caller: str, argument: str, axes: tuple[str, ...]) -> None:
         )
     if len(set(axes)) < len(axes):
         raise ValueError(f"{caller} expects {argument} to name different axes. Got {axes}.")
-
-
-def ridge_of(caller: str, ridge: Any) -> Array | None:
-    """The ridge as an array; None where it is the number 0, which costs nothing."""
-    return None if is_number_zero(ridge) else level(caller, "ridge", ridge, number=True)
 
 
 def check(caller: str, a: Array, axis_name: AxisName, reduction: str) -> None:

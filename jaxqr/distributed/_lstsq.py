@@ -5,26 +5,28 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
-from jax.custom_derivatives import SymbolicZero, zero_from_primal
+from jax.custom_derivatives import zero_from_primal
 from jax.typing import ArrayLike
 
 from jaxqr._arguments import (
     as_array,
     as_matrices,
+    batch_of,
     compute_dtype,
     flags,
     promoted,
     result_dtype,
+    ridge_of,
 )
+from jaxqr._autodiff import none_for_zero
 from jaxqr._linalg.layouts import materialized
 from jaxqr._linalg.products import solve_adjoint_left, solve_left
 from jaxqr._linalg.ridge import beside, with_ridge, with_zeros
 from jaxqr._linalg.scaling import divided, magnitudes, unit
 from jaxqr._qr import qr
 from jaxqr._rules.least_squares import plus
-from jaxqr.distributed._arguments import check, ridge_of, varying
+from jaxqr.distributed._arguments import check, varying
 from jaxqr.distributed._reduction import AxisName, Reduction, reduce
 from jaxqr.distributed._rules import adjoint_matmul, matmul, right_solve, upper_of_twice_hermitian
 from jaxqr.distributed._tsqr import tsqr
@@ -116,13 +118,8 @@ def _batch(a: Array, b: Array, ridge: Array | None, vectors: bool) -> tuple[int,
     if b.ndim < 2 or b.shape[-2] != a.shape[-2]:
         raise ValueError(f"lstsq expects a (..., m, n) and b to have the same m rows. {got}.")
     of_ridge = () if ridge is None else ridge.shape
-    try:
-        return np.broadcast_shapes(a.shape[:-2], b.shape[:-2], of_ridge)
-    except ValueError:
-        raise ValueError(
-            "lstsq expects batch axes that broadcast against each other. "
-            f"{got}, and ridge of shape {of_ridge}."
-        ) from None
+    got = f"{got}, and ridge of shape {of_ridge}."
+    return batch_of("lstsq", got, a.shape[:-2], b.shape[:-2], of_ridge)
 
 
 def _measured(
@@ -194,7 +191,7 @@ def _jvp(axis_name: AxisName, reduction: str, with_q: bool, primals: Any, tangen
     """
     a, b, ridge = primals
     solution = _solution(a, b, ridge, axis_name, reduction, with_q)
-    da, db, dridge = (None if _is_zero(t) else t for t in tangents)
+    da, db, dridge = none_for_zero(tangents)
     dx = _tangent_of_x(a, b, solution, da, db, dridge, axis_name)
     dq, du = _tangents_of_factors(a, solution, da, dridge, axis_name)
     return solution, _Solution(dq, du, dx)
@@ -234,7 +231,7 @@ def _tangent_of_x(
 def _tangents_of_factors(
     a: Array, solution: _Solution, da: Array | None, dridge: Array | None, axis_name: AxisName
 ) -> tuple[Any, Any]:
-    """DQ = dA U^-1 - Q W and dU = W U, W the upper triangle of U^-H dG U^-1, half of its diagonal.
+    """dQ = dA U^-1 - Q W and dU = W U, W the upper triangle of U^-H dG U^-1, half of its diagonal.
 
     Of dG one half is kept, of which the other is the adjoint.
     """
@@ -260,7 +257,3 @@ def _tangents_of_factors(
 
 
 _solution.defjvp(_jvp, symbolic_zeros=True)
-
-
-def _is_zero(tangent: Any) -> bool:
-    return tangent is None or isinstance(tangent, SymbolicZero)

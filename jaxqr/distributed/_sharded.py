@@ -10,8 +10,8 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, reshard
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from jaxqr._arguments import as_array, as_matrices, flags, one_of
-from jaxqr.distributed._arguments import check_axes, names_of, ridge_of
+from jaxqr._arguments import as_array, as_matrices, flags, one_of, ridge_of
+from jaxqr.distributed._arguments import check_axes, names_of
 from jaxqr.distributed._lstsq import lstsq
 from jaxqr.distributed._reduction import REDUCTIONS, AxisName, Reduction
 from jaxqr.distributed._tsqr import tsqr
