@@ -1,5 +1,8 @@
 """Differentiable orthogonal factorizations and least squares for JAX."""
 
+import importlib
+from types import ModuleType
+
 from jaxqr import distributed, upstream
 from jaxqr._determinant import slogdet
 from jaxqr._lq import lq, ql, rq
@@ -26,3 +29,13 @@ __all__ = [
     "upstream",
 ]
 __version__ = "0.2.0"
+
+
+def __getattr__(name: str) -> ModuleType:
+    """``jaxqr.lineax``, which is imported when it is asked for: it needs lineax."""
+    if name != "lineax":
+        raise AttributeError(f"module 'jaxqr' has no attribute {name!r}")
+    try:
+        return importlib.import_module("jaxqr.lineax")
+    except ImportError as error:
+        raise AttributeError(f"jaxqr.lineax needs lineax: {error}") from error

@@ -34,15 +34,13 @@ def by_name(f: F) -> F:
     parameters = inspect.signature(f).parameters.values()
     first = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     then = next(p for p in parameters if p.kind is p.KEYWORD_ONLY)
-    possible = get_args(then.annotation) if get_origin(then.annotation) is Literal else None
+    possible = _possible(then.annotation)
 
     @functools.wraps(f)
     def checked(*args: Any, **options: Any) -> Any:
         if len(args) > len(first):
             value = args[len(first)]
-            is_shown = isinstance(value, str | int | float)
-            is_shown = is_shown and (possible is None or value in possible)
-            shown = repr(value) if is_shown else "..."
+            shown = repr(value) if _may_be(value, possible) else "..."
             raise TypeError(
                 f"{f.__name__} takes only {', '.join(first)} by position, and all else by name, "
                 f"as in {f.__name__}({', '.join(first)}, {then.name}={shown}). Got {len(args)} "
@@ -51,6 +49,23 @@ def by_name(f: F) -> F:
         return f(*args, **options)
 
     return checked  # type: ignore[return-value]
+
+
+def _possible(annotation: Any) -> set[Any]:
+    """The strings and the types that an argument may be."""
+    args = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return set(args)
+    return set().union(*map(_possible, args)) if args else {annotation}
+
+
+def _may_be(value: Any, possible: set[Any]) -> bool:
+    """Whether a string, a bool or a number, of which all are in 0..1, may be the argument."""
+    if isinstance(value, str):
+        return value in possible
+    if isinstance(value, bool):
+        return bool in possible and float not in possible
+    return isinstance(value, int | float) and float in possible and 0 <= value <= 1
 
 
 def as_matrices(caller: str, name: str, value: ArrayLike) -> Array:
@@ -86,13 +101,18 @@ def as_array(caller: str, name: str, value: ArrayLike) -> Array:
         )
     try:
         return jnp.asarray(value)
-    except OverflowError as error:
-        raise TypeError(f"{expected} {kind}. {error}; np.asarray({name}, float) serves.") from error
-    except (TypeError, ValueError) as error:
-        way_out = ""
-        if isinstance(value, str | list | tuple | numbers.Number):  # fractions, decimals
-            way_out = f" np.asarray({name}, float) makes numbers of what stands for some."
-        raise TypeError(f"{expected} {kind}. {error}{way_out}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        why = str(error).rstrip(".")
+        raise TypeError(f"{expected} {kind}. {why}.{_way_out(name, value)}") from error
+
+
+def _way_out(name: str, value: Any) -> str:
+    """What makes floats of integers that are too large, of fractions and decimals, and of text."""
+    try:
+        np.asarray(value, float)
+    except (TypeError, ValueError, OverflowError):
+        return ""
+    return f" np.asarray({name}, float) makes numbers of what stands for some."
 
 
 @functools.cache
@@ -134,7 +154,9 @@ def nonnegative(
     if value is None:
         expected = "positive" if positive else "a number, 0.0 for none"
         raise TypeError(f"{caller} expects {name} to be {expected}. Got None.")
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, bool | np.bool_):
+        raise TypeError(f"{caller} expects {name} to be a number. Got {value}.")
+    if isinstance(value, int):
         largest = math.inf if value > 0 else -math.inf
         value = float(value) if abs(value) <= sys.float_info.max else largest
     if isinstance(value, np.integer | np.ndarray) and value.dtype.kind in "iu":

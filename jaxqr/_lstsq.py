@@ -236,7 +236,7 @@ def lstsq(
 def _cut(a: Array, b: Array, rcond: ArrayLike | str | None) -> Array | None:
     if rcond is None:
         return None
-    if isinstance(rcond, str):
+    if isinstance(rcond, str | bool):
         one_of("lstsq", "rcond", rcond, ("auto",), "None", "a number in 0..1")
         scalar = compute_dtype(promoted("lstsq", a=a, b=b))
         return jnp.asarray(ROUNDING * float(jnp.finfo(scalar).eps))
@@ -441,7 +441,8 @@ def _solved_wide(
     if ridge is None and not forward_mode and at_most(b.shape[-1], a.shape[-2]):
         factors = constant(least_squares.factor_for_few_products, across)
     else:
-        factors = constant(least_squares.factor, across, ridge, None)
+        factor = functools.partial(least_squares.factor, by_size=True)
+        factors = constant(factor, across, ridge, None)
     # Of wide A, the rules know that A^H is meant.
     system = System(a if is_wide(*a.shape[-2:]) else across, ridge, None, *factors)
     x, y = _shortest(system, b, forward_mode)

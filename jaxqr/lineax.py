@@ -148,7 +148,7 @@ class PivotedQR(_Solver):
     def __check_init__(self) -> None:
         """Raises what ``jaxqr.lstsq`` does for such an rcond."""
         rcond: Any = self.rcond
-        if isinstance(rcond, str):
+        if isinstance(rcond, str | bool):
             one_of("PivotedQR", "rcond", rcond, (), "None", "a number in 0..1")
         if rcond is not None:
             nonnegative("PivotedQR", "rcond", rcond, most=1, scalar=True)

@@ -186,8 +186,19 @@ def test_what_is_given_by_name_alone():
             message = rf"{name} takes only a by position, .* {name}\(a, mode={shown}\). Got 2"
             with pytest.raises(TypeError, match=message):
                 FACTORIZATIONS[name](a, mode)
-    with pytest.raises(TypeError, match=r"as in lstsq\(a, b, rcond=1e-05\). Got 3"):
-        jaxqr.lstsq(a, a, 1e-5)
+    for given, shown in ((1e-5, "1e-05"), ("auto", "'auto'"), ("gelsd", "..."), (2, "...")):
+        message = re.escape(f"as in lstsq(a, b, rcond={shown}). Got 3")
+        with pytest.raises(TypeError, match=message):
+            jaxqr.lstsq(a, a, given)
+    for f, args, shown in (
+        (jaxqr.schur, (a[:2], "complex"), "schur(a, sort=...)"),
+        (jaxqr.schur, (a[:2], "lhp"), "schur(a, sort='lhp')"),
+        (jaxqr.qr_multiply, (a, a, "left"), "qr_multiply(a, c, adjoint=...)"),
+        (jaxqr.qr_multiply, (a, a, True), "qr_multiply(a, c, adjoint=True)"),
+        (jaxqr.slogdet, (a, 3), "slogdet(a, forward_mode=...)"),
+    ):
+        with pytest.raises(TypeError, match=re.escape(shown)):
+            f(*args)
     shown = inspect.signature(jaxqr.qr)
     assert [p.name for p in shown.parameters.values() if p.kind is not p.KEYWORD_ONLY] == ["a"]
     assert shown.parameters["mode"].annotation == Literal["reduced", "complete", "r"]

@@ -8,7 +8,7 @@ from jax import Array
 
 from jaxqr import _forward
 from jaxqr._forward import batched, cholesky, householder, pivoting
-from jaxqr._linalg import products
+from jaxqr._linalg import products, row_order
 from jaxqr._linalg.algebra import diagonal, solve_left
 from jaxqr._linalg.augmented import Root
 from jaxqr._linalg.batching import (
@@ -40,28 +40,47 @@ class Factors(NamedTuple):
     q: Any  # (..., m, k), or its reflectors; None where there are none
 
 
-def factor(a: Array, ridge: Array | None, rcond: Array | None) -> Factors:
-    """Of a (..., m, n); with m >= n unless rcond or ridge is given."""
-    return _full_rank(a, ridge) if rcond is None else _rank_revealing(a, rcond)
+def factor(a: Array, ridge: Array | None, rcond: Array | None, *, by_size: bool = False) -> Factors:
+    """Of a (..., m, n); with m >= n unless rcond or ridge is given.
+
+    ``by_size`` takes the rows in order of their size, as those of square a always are.
+    """
+    if rcond is not None:
+        return _rank_revealing(a, rcond)
+    return _full_rank(a, ridge, by_size or at_most(*a.shape[-2:]))
 
 
-def _full_rank(a: Array, ridge: Array | None) -> Factors:
+def _full_rank(a: Array, ridge: Array | None, by_size: bool) -> Factors:
     factored = a if ridge is None else with_ridge(a, ridge)
+    rows = row_order.largest_first(factored) if by_size else None
+    if rows is not None:
+        factored = batch_aware(row_order.take)(factored, rows)
     q, u = _forward.qr(factored, "reduced", "auto")
+    if rows is not None:
+        q = batch_aware(row_order.put_back)(q, rows)
     if ridge is not None:
         q = beside(a, ridge, q)
     return Factors(*_in_units(u), q)
 
 
 def factor_for_few_products(a: Array) -> Factors:
-    """Of a (..., m, n) with m >= n; with the reflectors of Q where to form it takes longer."""
+    """Of a (..., m, n) with m >= n; with the reflectors of Q where to form it takes longer.
+
+    Rows are taken in order of their size.
+    """
     rows, columns = a.shape[-2:]
     known = are_known(rows, columns)
     deep = known and rows >= _DEEP * columns
     if not known or columns < _LEAST_FOR_REFLECTORS or (deep and columns <= _MOST_FOR_Q):
-        return factor(a, None, None)
-    factors: Factors = batch_aware(_reflectors)(a)
-    return factors
+        return factor(a, None, None, by_size=True)
+    return _by_size(a)
+
+
+def _by_size(a: Array, *others: Array) -> Factors:
+    """The factors of a with the reflectors of Q, of rows in order of their size."""
+    rows = row_order.largest_first(a)
+    factors: Factors = batch_aware(_reflectors)(batch_aware(row_order.take)(a, rows), *others)
+    return factors._replace(q=factors.q._replace(rows=rows))
 
 
 def factor_and_solve_without_q(a: Array, b: Array, ridge: Array | None) -> tuple[Factors, Array]:
@@ -135,7 +154,7 @@ def _reduce(a: Array, b: Array) -> tuple[Factors, Array]:
 
 def _reduce_square(a: Array, b: Array) -> tuple[Factors, Array]:
     """The factors with the reflectors of Q, and Q^H b."""
-    factors = _reflectors(a, b)
+    factors = _by_size(a, b)
     return factors, over_matrices(adjoint_times)(factors.q, b)
 
 

@@ -20,13 +20,18 @@ from jaxqr._linalg.batching import are_known, over_columns
 from jaxqr._linalg.crossovers import SUMS_ARE_KEPT
 from jaxqr._linalg.exporting import unless_exported
 from jaxqr._linalg.layouts import materialized
+from jaxqr._linalg.row_order import put_back, take
 
 
 class Reflectors(NamedTuple):
-    """Q = H_0 H_1 ... with H_j = I - tau_j v_j v_j^H, k of them, as LAPACK stores them."""
+    """Q = H_0 H_1 ... with H_j = I - tau_j v_j v_j^H, k of them, as LAPACK stores them.
+
+    If there is an order of rows, its rows are Q's in that order.
+    """
 
     v: Array  # (..., m, k): v_j below the diagonal, 1 on it; what is there and above is not read
     taus: Array  # (..., 1, k)
+    rows: Array | None = None
 
 
 def det(q: Reflectors) -> Array:
@@ -40,24 +45,23 @@ def times(q: Array | Reflectors, c: Array) -> Array:
     """Q C, for c (rows, n[, batch]) and as many of q's first columns."""
     if not isinstance(q, Reflectors):
         return matmul(q, c)
-    v, taus = q
-    if v.ndim == 2:
-        y: Array = over_columns(_q)(v, taus, c)
-        return y
-    x = above_zeros(c, v.shape[0] - c.shape[0])
-    for v, taus in reversed(_groups(q)):
-        done = len(x) - len(v)
-        x = materialized(jnp.concatenate([x[:done], *_reflect(v, taus, x[done:])]))
-    return x
+    if q.v.ndim == 2:
+        x: Array = over_columns(_q)(q.v, q.taus, c)
+    else:
+        x = above_zeros(c, q.v.shape[0] - c.shape[0])
+        for v, taus in reversed(_groups(q)):
+            done = len(x) - len(v)
+            x = materialized(jnp.concatenate([x[:done], *_reflect(v, taus, x[done:])]))
+    return x if q.rows is None else put_back(x, q.rows, axis=0)
 
 
 def adjoint_times(q: Array | Reflectors, b: Array) -> Array:
     """The first k rows of Q^H B likewise, for b (m, n[, batch]); all m of reflectors."""
     if not isinstance(q, Reflectors):
         return project(q, b)
-    v, taus = q
-    if v.ndim == 2:
-        y: Array = over_columns(_q_adjoint)(v, taus, b)
+    b = b if q.rows is None else take(b, q.rows, axis=0)
+    if q.v.ndim == 2:
+        y: Array = over_columns(_q_adjoint)(q.v, q.taus, b)
         return y
     return materialized(jnp.concatenate(reflected(_groups(q), b)))
 

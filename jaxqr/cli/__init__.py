@@ -22,7 +22,7 @@ import jaxqr
 from jaxqr._streams import Parser, guarded, say, show
 from jaxqr.cli import longley, reading, tables, tune
 from jaxqr.cli.measuring import Report, measure
-from jaxqr.cli.progress import Progress
+from jaxqr.cli.progress import Progress, why_busy
 from jaxqr.cli.reading import MatrixMarketError
 
 _DESCRIPTION = """\
@@ -71,7 +71,8 @@ nobody reads the output to its end (| head).
         gradient_error  largest error against central differences
         value_seconds, gradient_seconds
                         median time of the factors; of a loss and its gradient
-  errors                a list of file, line (null if it is of no line), message
+  errors                a list of file, line (1 if it cannot be read at all, null if it
+                        does not fit in memory), message
 """
 
 
@@ -101,7 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with guarded():
         if argv[:1] == ["tune"]:
             return tune.main(argv[1:])
-        arguments = _parser().parse_args(argv)
+        parser = _parser()
+        arguments = parser.parse_args(argv)
+        if arguments.files.count("-") > 1:
+            parser.error("- can be given once: standard input is read to its end")
         try:
             return _run(_sources(arguments.files), arguments.dtype, arguments.json)
         except KeyboardInterrupt:
@@ -136,7 +140,8 @@ def _sources(files: Sequence[str]) -> list[_Source]:
 
 
 def _run(sources: list[_Source], dtype: str | None, as_json: bool) -> int:
-    busy, width = _busy(), shutil.get_terminal_size().columns
+    busy = f"\n{why}: times are rough." if (why := why_busy()) else ""
+    width = shutil.get_terminal_size().columns
     reports: list[Report] = []
     matrices: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
@@ -193,15 +198,6 @@ def _versions() -> dict[str, str]:
         "jax": jax.__version__,
         "platform": jax.default_backend(),
     }
-
-
-def _busy() -> str:
-    """Say so if threads have to wait for a core: times then vary a hundredfold."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    cores = os.cpu_count() or 1
-    if load <= cores:
-        return ""
-    return f"\nThe machine is busy (load {load:.0f} on {cores} cores): times are rough."
 
 
 def _json(value: Any) -> str:

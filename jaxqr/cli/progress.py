@@ -1,6 +1,7 @@
 """What is being done, for whoever waits, and a way out for whoever will not."""
 
 import concurrent.futures
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -12,6 +13,13 @@ PATIENCE = 10.0
 """Seconds of silence before the first plain line."""
 
 _T = TypeVar("_T")
+
+
+def why_busy() -> str:
+    """Say so if threads have to wait for a core: times then vary a hundredfold."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    cores = os.cpu_count() or 1
+    return f"The machine is busy (load {load:.0f} on {cores} cores)" if load > cores else ""
 
 
 class Progress:

@@ -24,7 +24,7 @@ from jaxqr._linalg.crossovers import MOST_UNROLLED, NEVER, NOTHING, Crossovers
 from jaxqr._linalg.products import matmul
 from jaxqr._streams import Parser, say, show
 from jaxqr.cli.differences import normal
-from jaxqr.cli.progress import Progress
+from jaxqr.cli.progress import Progress, why_busy
 
 _DESCRIPTION = """\
 Time the factorizations on this machine's default device, in less than two minutes,
@@ -154,6 +154,8 @@ def main(argv: Sequence[str]) -> int:
                 pass
     except (OSError, ValueError) as error:
         return _refused(error)
+    if why := why_busy():
+        say(f"{why}: what is measured now may not hold when it is not.")
     progress = Progress("tune")
     try:
         measured, left_out = progress.during(functools.partial(tune, Effort(), progress, LADDERS))
