@@ -21,9 +21,9 @@ from jaxqr._linalg.batching import (
     smaller,
 )
 from jaxqr._linalg.crossovers import Crossovers
-from jaxqr._linalg.reflectors import Reflectors, adjoint_times, det
+from jaxqr._linalg.reflectors import InUnits, Reflectors, adjoint_times, det
 from jaxqr._linalg.ridge import beside, with_ridge, with_zeros
-from jaxqr._linalg.scaling import divided, largest_of_columns, magnitudes, unit
+from jaxqr._linalg.scaling import divided, largest_of_columns, magnitudes, row_units, unit
 from jaxqr._linalg.tuning import by_platform
 
 _LEAST_FOR_REFLECTORS = 128  # columns
@@ -43,11 +43,22 @@ class Factors(NamedTuple):
 def factor(a: Array, ridge: Array | None, rcond: Array | None, *, by_size: bool = False) -> Factors:
     """Of a (..., m, n); with m >= n unless rcond or ridge is given.
 
-    ``by_size`` takes the rows in order of their size, as those of square a always are.
+    Of square a rows are in units of their own, above a ridge in order of their size, as
+    ``by_size`` takes them of any other.
     """
     if rcond is not None:
         return _rank_revealing(a, rcond)
+    if _is_square(a) and ridge is None and not by_size:
+        units = row_units(a)
+        root, d, q = _full_rank(divided(a, units), None, False)
+        return Factors(root, d, InUnits(q, units))
     return _full_rank(a, ridge, by_size or at_most(*a.shape[-2:]))
+
+
+def _is_square(a: Array) -> bool:
+    """Whether that is known."""
+    rows, columns = a.shape[-2:]
+    return bool(rows == columns)
 
 
 def _full_rank(a: Array, ridge: Array | None, by_size: bool) -> Factors:
@@ -83,6 +94,13 @@ def _by_size(a: Array, *others: Array) -> Factors:
     return factors._replace(q=factors.q._replace(rows=rows))
 
 
+def _in_row_units(a: Array, *others: Array) -> Factors:
+    """The factors of square a with the reflectors of Q, of rows in units of their own."""
+    units = row_units(a)
+    root, d, q = batch_aware(_reflectors)(divided(a, units), *others)
+    return Factors(root, d, InUnits(q, units))
+
+
 def factor_and_solve_without_q(a: Array, b: Array, ridge: Array | None) -> tuple[Factors, Array]:
     """The factors without Q, and D x, for a (..., m, n) with m >= n and b (..., m, nrhs).
 
@@ -105,9 +123,9 @@ def determinant(a: Array, *, with_q: bool) -> tuple[Factors, Array, Array]:
     reflectors of Q, as where symbols do not tell; of deep a Q itself if it is asked for.
     """
     rows, columns = a.shape[-2:]
-    square = rows == columns
+    square = _is_square(a)
     if not at_most(columns + 1, rows):  # of symbols, it may be square
-        factors = batch_aware(_reflectors)(a)
+        factors = _in_row_units(a) if square else batch_aware(_reflectors)(a)
     else:
         *of_q, r = _forward.qr(a, "reduced" if with_q else "r", "auto")
         factors = Factors(*_in_units(r), of_q[0] if of_q else None)
@@ -115,13 +133,15 @@ def determinant(a: Array, *, with_q: bool) -> tuple[Factors, Array, Array]:
     on_diagonal = diagonal(u) * d[..., 0]
     sign = jnp.prod(jnp.sign(on_diagonal), axis=-1)
     of_volume = jnp.abs(sign).astype(a.dtype)
-    if not isinstance(q, Reflectors):
-        sign = of_volume
-    elif square:
-        sign = sign * det(q)
-    else:
+    logarithm = jnp.sum(jnp.log(jnp.abs(on_diagonal)), axis=-1)
+    if isinstance(q, InUnits):
+        sign = sign * det(q.q)
+        logarithm = logarithm + jnp.sum(jnp.log(q.units.real[..., 0]), axis=-1)
+    elif isinstance(q, Reflectors):  # of symbols
         sign = jnp.where(jnp.equal(rows, columns), sign * det(q), of_volume)
-    return factors, sign, jnp.sum(jnp.log(jnp.abs(on_diagonal)), axis=-1)
+    else:
+        sign = of_volume
+    return factors, sign, logarithm
 
 
 def _in_units(u: Array) -> tuple[Root, Array]:
@@ -154,7 +174,7 @@ def _reduce(a: Array, b: Array) -> tuple[Factors, Array]:
 
 def _reduce_square(a: Array, b: Array) -> tuple[Factors, Array]:
     """The factors with the reflectors of Q, and Q^H b."""
-    factors = _by_size(a, b)
+    factors = _in_row_units(a, b)
     return factors, over_matrices(adjoint_times)(factors.q, b)
 
 

@@ -81,6 +81,12 @@ def solve_augmented(
         root: Root, q: Any, f: Array | None, g: Array | None, spans: Array | None
     ) -> tuple[Array, Array]:
         z = None if g is None else _solve_adjoint(root, g)
+        if isinstance(q, reflectors.InUnits):  # of a square matrix: A^H r = g, A x = f - r
+            if z is None:
+                assert f is not None
+                return jnp.zeros_like(f), _solve(root, reflectors.adjoint_times(q, f))
+            r = reflectors.times(q, z)
+            return r, _solve(root, reflectors.adjoint_times(q, -r if f is None else f - r))
         if f is None:
             assert z is not None
             return reflectors.times(q, z), -_solve(root, z)

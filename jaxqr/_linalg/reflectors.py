@@ -21,6 +21,7 @@ from jaxqr._linalg.crossovers import SUMS_ARE_KEPT
 from jaxqr._linalg.exporting import unless_exported
 from jaxqr._linalg.layouts import materialized
 from jaxqr._linalg.row_order import put_back, take
+from jaxqr._linalg.scaling import divided
 
 
 class Reflectors(NamedTuple):
@@ -34,6 +35,17 @@ class Reflectors(NamedTuple):
     rows: Array | None = None
 
 
+class InUnits(NamedTuple):
+    """Of a square matrix whose rows, in units E of their own, are those of Q B: E^-1 Q.
+
+    What solves with the matrix has it where orthonormal Q would be: A = Q B in x = B^-1 Q^H f, and
+    in r = Q B^-H g.
+    """
+
+    q: Any  # Q, or its reflectors
+    units: Array  # (..., m, 1)
+
+
 def det(q: Reflectors) -> Array:
     """Det Q (...,): det H_j = 1 - tau |v|^2, and |v|^2 is 2 Re(tau) / |tau|^2."""
     signs = jnp.where(q.taus == 0, 1, -(jnp.sign(q.taus) ** 2))
@@ -41,8 +53,10 @@ def det(q: Reflectors) -> Array:
     return product
 
 
-def times(q: Array | Reflectors, c: Array) -> Array:
+def times(q: Array | Reflectors | InUnits, c: Array) -> Array:
     """Q C, for c (rows, n[, batch]) and as many of q's first columns."""
+    if isinstance(q, InUnits):
+        return divided(times(q.q, c), q.units)
     if not isinstance(q, Reflectors):
         return matmul(q, c)
     if q.v.ndim == 2:
@@ -55,8 +69,10 @@ def times(q: Array | Reflectors, c: Array) -> Array:
     return x if q.rows is None else put_back(x, q.rows, axis=0)
 
 
-def adjoint_times(q: Array | Reflectors, b: Array) -> Array:
+def adjoint_times(q: Array | Reflectors | InUnits, b: Array) -> Array:
     """The first k rows of Q^H B likewise, for b (m, n[, batch]); all m of reflectors."""
+    if isinstance(q, InUnits):
+        return adjoint_times(q.q, divided(b, q.units))
     if not isinstance(q, Reflectors):
         return project(q, b)
     b = b if q.rows is None else take(b, q.rows, axis=0)

@@ -86,6 +86,22 @@ def largest_of_columns(x: Array) -> Array:
     return jnp.maximum(most, -least)
 
 
+_SPREAD = 2.0**8  # of the sizes of rows, up to which no digits go
+
+
+def row_units(x: Array) -> Array:
+    """The units (..., m, 1) of the rows of x (..., m, n), by the one in the middle.
+
+    1 where rows are of one size: then results are as without units.
+    """
+    largest = jnp.max(magnitudes(x), axis=-1, keepdims=True, initial=0)
+    most = jnp.max(largest, axis=-2, keepdims=True, initial=0)
+    least = jnp.min(largest, axis=-2, keepdims=True, initial=jnp.inf, where=largest > 0)
+    spread = (most > _SPREAD * least) & (most < jnp.inf) & (largest > 0)
+    units = unit(largest) / unit(jnp.sqrt(most) * jnp.sqrt(least))
+    return jnp.where(spread, units, 1).astype(x.dtype)
+
+
 def divided(x: Array, d: Array) -> Array:
     """X / D for real numbers d in the type of x: a complex division is many times as slow."""
     if not jnp.iscomplexobj(x):
