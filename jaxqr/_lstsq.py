@@ -159,7 +159,10 @@ def lstsq(
     larger of the two above the other. Deep and square A (m >= n): the reflectors that make A
     triangular are applied to b as they are, so Q is never formed (but for square A with a ridge):
     2 m n^2 operations. Wide A: the LQ factorization. With rcond: column-pivoted QR and a complete
-    orthogonal decomposition, two to three times that.
+    orthogonal decomposition, two to three times that. Columns are in units of their own, equations
+    of square A as well, and wide A's columns are taken in order of their size: units cost no digits
+    (A. J. Cox and N. J. Higham, "Stability of Householder QR factorization for weighted least
+    squares problems", 1998). Equations of deep A have weights, and are taken as they are.
 
     The derivative is that of G. H. Golub and V. Pereyra, "The differentiation of pseudo-inverses
     and nonlinear least squares problems whose variables separate", SIAM J. Numer. Anal. 10 (1973),

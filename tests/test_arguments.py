@@ -127,9 +127,12 @@ def test_lists_are_told_what_is_wrong_inside():
     for rows in ([row, row], [[3.0, 1.0], (row[0], row[1])]):
         with pytest.raises(TypeError, match=r"qr expects a .* Got list of masked.*filled"):
             jaxqr.qr(rows)
-    message = r"lstsq expects b .* Got list\. .*np\.asarray\(b, float\) serves"
+    message = r"lstsq expects b .* Got list\. .*np\.asarray\(b, float\) makes numbers"
     with pytest.raises(TypeError, match=message):
         jaxqr.lstsq(jnp.eye(2), [10**30, 1])
+    for x in ([[1.0, 2.0], [3.0]], [[10**400]]):  # of which it makes none
+        with pytest.raises(TypeError, match=r"qr expects a .* Got list\. [^.]*(\.[^.]*)?\.$"):
+            jaxqr.qr(x)
     half = fractions.Fraction(1, 2)
     for x in ([["1", "2"]], [[half]], [[decimal.Decimal(1)]]):
         with pytest.raises(

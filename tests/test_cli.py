@@ -540,6 +540,8 @@ def test_standard_input(monkeypatch, run):
     assert (status, printed["matrices"][0]["name"]) == (0, "<stdin>")
     status, printed, err = run("-")  # read already
     assert (status, printed["matrices"], err[:10]) == (2, [], "<stdin>:1:")
+    with pytest.raises(SystemExit):
+        main(["-", "-"])
 
 
 def test_an_empty_name_is_told(run):
@@ -711,6 +713,7 @@ from jaxqr._linalg.crossovers import SHIPPED
 from jaxqr.cli import measuring, tune
 
 cli.measure = lambda *_: measuring.Report((0, 0), "float64", Decimal(0), None, 0, 0, 0, [])
+tune.why_busy = lambda: ""
 tune.tune = lambda *_: (tuning.Entry("cpu", "cpu", *tuning.release(), SHIPPED), [])
 sys.exit(cli.main())
 """

@@ -57,6 +57,25 @@ def test_types(dtype):
     assert jaxqr.slogdet(a.astype("float16") if a.dtype.kind == "f" else a).sign.ndim == 0
 
 
+@pytest.mark.parametrize("batch", [(), (64,)], ids=str)
+def test_units_of_rows(batch):
+    """They are factors of the determinant, and cost no digits."""
+    a = jnp.asarray(gaussian((*batch, 4, 4), "float32"))
+    a = a * 10.0 ** jnp.asarray([[-4], [-4], [4], [0]], "float32").reshape(
+        (1,) * len(batch) + (4, 1)
+    )
+    value = jax.jit(lambda a: jaxqr.slogdet(a))(a)
+    gradient = jax.jit(jax.grad(lambda a: jaxqr.slogdet(a).logabsdet.sum()))(a)
+    exact = np.asarray(a, "float64")
+    sign, logarithm = np.linalg.slogdet(exact)
+    cond = np.linalg.cond(exact / np.abs(exact).max(axis=-1, keepdims=True)).max()
+    tol = 64 * np.finfo("float32").eps * cond
+    np.testing.assert_array_equal(value.sign, sign)
+    np.testing.assert_allclose(value.logabsdet, logarithm, atol=tol)
+    inverse = np.linalg.inv(exact).mT.astype("float32")
+    assert_close(gradient, inverse, tol)
+
+
 def test_second_order():
     """The Hessian of log|det| along V, W is -tr(A^-1 V A^-1 W)."""
     a, v, w = (jnp.asarray(x) for x in (matrix((4, 4)), gaussian((4, 4)), gaussian((4, 4), seed=2)))

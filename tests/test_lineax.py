@@ -10,6 +10,7 @@ from numerics import DTYPES, assert_close, gaussian, inner, matrix, random_like,
 
 lx = pytest.importorskip("lineax", reason="the solvers for lineax need lineax")
 
+import jaxqr  # noqa: E402
 from jaxqr.lineax import QR, PivotedQR  # noqa: E402
 
 SHAPES = [(6, 3), (2, 5)]
@@ -21,6 +22,12 @@ def deficient(shape, dtype, rank: int, seed: int = 0):
     *batch, m, n = shape
     left = matrix((*batch, m, rank), dtype, 3.0, seed)
     return left @ matrix((*batch, rank, n), dtype, 3.0, seed + 1)
+
+
+def test_it_comes_with_the_package():
+    assert jaxqr.lineax.QR is QR
+    with pytest.raises(AttributeError, match="module 'jaxqr' has no attribute 'lineaks'"):
+        jaxqr.lineaks  # noqa: B018
 
 
 @functools.partial(jax.jit, static_argnames=("solver", "throw"))

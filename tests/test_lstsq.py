@@ -309,6 +309,10 @@ def test_errors_of_type():
         jaxqr.lstsq(a, {"b": 1})
     with pytest.raises(TypeError, match=r"lstsq expects ridge to be real. Got complex128"):
         jaxqr.lstsq(a, b, ridge=1j)
+    with pytest.raises(TypeError, match=r"lstsq expects ridge to be a number. Got True"):
+        jaxqr.lstsq(a, b, ridge=True)
+    with pytest.raises(ValueError, match=r"rcond to be one of 'auto', None, .* in 0..1. Got True"):
+        jaxqr.lstsq(a, b, rcond=True)
     with pytest.raises(TypeError, match=r"lstsq expects ridge to be a number, 0.0 for none. Got"):
         jaxqr.lstsq(a, b, ridge=None)
     with pytest.raises(TypeError, match=r"lstsq expects rcond to be an array of numbers. Got dict"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import warnings
 from pathlib import Path
@@ -362,6 +363,11 @@ def test_times_are_taken_in_turns_after_leads():
     assert len(calls) > 6
 
 
+@pytest.fixture(autouse=True)
+def _idle(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0), raising=False)
+
+
 @pytest.fixture
 def tiny(monkeypatch):
     """One rung of two ladders, of tiny matrices: two that compile quickly."""
@@ -457,6 +463,13 @@ def test_what_was_measured_and_cannot_be_written_is_printed(file, monkeypatch, c
     out, err = capsys.readouterr()
     assert out == tuning.text([other, entry(SHIPPED)])
     assert err == f"{file}: Permission denied\n"
+
+
+def test_a_busy_machine_is_pointed_out(file, monkeypatch, capsys):
+    monkeypatch.setattr(os, "getloadavg", lambda: (1e4, 0.0, 0.0), raising=False)
+    monkeypatch.setattr(tune, "tune", lambda *_: (entry(SHIPPED), []))
+    assert cli.main(["tune"]) == 0
+    assert "The machine is busy (load 10000 on" in capsys.readouterr().err
 
 
 def test_what_is_spoilt_in_the_cache_is_written_anew(tmp_path, monkeypatch):

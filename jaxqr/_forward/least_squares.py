@@ -48,7 +48,7 @@ def factor(a: Array, ridge: Array | None, rcond: Array | None, *, by_size: bool 
     """
     if rcond is not None:
         return _rank_revealing(a, rcond)
-    if _is_square(a) and ridge is None and not by_size:
+    if _is_square(a) and ridge is None:
         units = row_units(a)
         root, d, q = _full_rank(divided(a, units), None, False)
         return Factors(root, d, InUnits(q, units))
@@ -84,14 +84,9 @@ def factor_for_few_products(a: Array) -> Factors:
     deep = known and rows >= _DEEP * columns
     if not known or columns < _LEAST_FOR_REFLECTORS or (deep and columns <= _MOST_FOR_Q):
         return factor(a, None, None, by_size=True)
-    return _by_size(a)
-
-
-def _by_size(a: Array, *others: Array) -> Factors:
-    """The factors of a with the reflectors of Q, of rows in order of their size."""
-    rows = row_order.largest_first(a)
-    factors: Factors = batch_aware(_reflectors)(batch_aware(row_order.take)(a, rows), *others)
-    return factors._replace(q=factors.q._replace(rows=rows))
+    order = row_order.largest_first(a)
+    factors: Factors = batch_aware(_reflectors)(batch_aware(row_order.take)(a, order))
+    return factors._replace(q=factors.q._replace(rows=order))
 
 
 def _in_row_units(a: Array, *others: Array) -> Factors:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from jaxqr._linalg.batching import batch_aware, over_leading_axes, smaller
 from jaxqr._linalg.scaling import magnitudes
@@ -25,7 +26,8 @@ def largest_first(a: Array) -> Array:
 
     def order(a: Array) -> Array:
         sizes = jnp.max(magnitudes(a), axis=-1, keepdims=True, initial=0)
-        pivots, largest = sizes[..., : smaller(*a.shape[-2:]), :], jnp.max(sizes, -2, keepdims=True)
+        pivots = sizes[..., : smaller(*a.shape[-2:]), :]
+        largest = jnp.max(sizes, axis=-2, keepdims=True, initial=0)
         needed = jnp.any(_SPREAD * pivots < largest, axis=-2, keepdims=True)
 
         def by_size(sizes: Array) -> Array:
@@ -40,10 +42,10 @@ def largest_first(a: Array) -> Array:
 
 
 def _as_they_are(x: Array) -> Array:
-    """0, 1, ... (..., m, 1), by vmap over x: sharded as the batch is."""
+    """0, 1, ... (..., m, 1), by vmap over x: sharded as the batch is, and varying as x does."""
 
     def of_one(x: Array) -> Array:
-        return jnp.arange(x.shape[0], dtype=jnp.int32)[:, None]
+        return jnp.arange(x.shape[0], dtype=jnp.int32)[:, None] * _one(x, jnp.int32)
 
     rows: Array = over_leading_axes(of_one)(x)
     return rows
@@ -70,6 +72,14 @@ def put_back(x: Array, rows: Array, axis: int = -2) -> Array:
 def _unless_in_order(
     moved: Callable[[Array, Array], Array], x: Array, rows: Array, axis: int
 ) -> Array:
+    def as_it_is(x: Array, rows: Array) -> Array:
+        return x * _one(rows, x.dtype)
+
     in_order = lax.broadcasted_iota(rows.dtype, rows.shape, axis % rows.ndim)
-    out: Array = lax.cond(jnp.any(rows != in_order), moved, lambda x, _: x, x, rows)
+    out: Array = lax.cond(jnp.any(rows != in_order), moved, as_it_is, x, rows)
     return out
+
+
+def _one(like: Array, dtype: DTypeLike) -> Array:
+    """1, which under ``shard_map`` varies over the axes that ``like`` does; XLA leaves it out."""
+    return jnp.ones_like(like, dtype=dtype, shape=())
