@@ -164,7 +164,8 @@ class PivotedQR(_Solver):
 
     def _also(self, state: Factored) -> dict[str, Any]:
         # Beyond the rank, columns of Q are zero; what is not a number is not zero.
-        return {"rank": jnp.sum(jnp.any(state.q != 0, axis=0), dtype=jnp.int32)}
+        q = jax.tree.leaves(state.q)[0]  # of an empty operator, it is within something else
+        return {"rank": jnp.sum(jnp.any(q != 0, axis=0), dtype=jnp.int32)}
 
     def assume_full_rank(self) -> bool:
         """False: lineax's derivative is to hold at any rank."""

@@ -56,8 +56,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("batch", [(), (64,)], ids=str)
-@pytest.mark.parametrize("forward_mode", [False, True])
+@pytest.mark.parametrize(
+    ("forward_mode", "batch"), [(False, ()), (True, ()), (False, (64,))], ids=str
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_units_cost_no_digits(kind, forward_mode, batch):
     """In a batch, of one matrix; the others are as they would be without it."""

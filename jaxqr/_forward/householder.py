@@ -38,7 +38,7 @@ def qr_in_a_branch(a: Array, mode: str) -> tuple[Array, ...]:
 
 def _factors(a: Array, mode: str, units: Array) -> tuple[Array, ...]:
     """(q, r), or (r,), of A times units (..., 1, n)."""
-    r, (v, taus, _) = _raw(a, units)
+    r, (v, taus) = _raw(a, units)
     m, k = v.shape[-2:]
     if mode == "r":
         return real_diagonal(r)

@@ -1,5 +1,6 @@
 """The factors that least squares needs (see :mod:`jaxqr._linalg.augmented`)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from jaxqr._linalg.batching import (
     smaller,
 )
 from jaxqr._linalg.crossovers import Crossovers
-from jaxqr._linalg.reflectors import InUnits, Reflectors, adjoint_times, det
+from jaxqr._linalg.reflectors import InOrder, InUnits, Reflectors, adjoint_times, det
 from jaxqr._linalg.ridge import beside, with_ridge, with_zeros
 from jaxqr._linalg.scaling import divided, largest_of_columns, magnitudes, row_units, unit
 from jaxqr._linalg.tuning import by_platform
@@ -62,16 +63,23 @@ def _is_square(a: Array) -> bool:
 
 
 def _full_rank(a: Array, ridge: Array | None, by_size: bool) -> Factors:
-    factored = a if ridge is None else with_ridge(a, ridge)
-    rows = row_order.largest_first(factored) if by_size else None
-    if rows is not None:
-        factored = batch_aware(row_order.take)(factored, rows)
+    factored, rows = a if ridge is None else with_ridge(a, ridge), None
+    if by_size:
+        factored, rows = _largest_rows_first(factored)
     q, u = _forward.qr(factored, "reduced", "auto")
-    if rows is not None:
-        q = batch_aware(row_order.put_back)(q, rows)
-    if ridge is not None:
-        q = beside(a, ridge, q)
-    return Factors(*_in_units(u), q)
+    factors = Factors(*_in_units(u), q if rows is None else InOrder(q, rows))
+    if ridge is None:
+        return factors
+    q = q if rows is None else batch_aware(row_order.put_back)(q, rows)
+    return factors._replace(q=beside(a, ridge, q))
+
+
+def _largest_rows_first(a: Array) -> tuple[Array, Array]:
+    """A with its rows in order of their size, and the order."""
+    rows = row_order.largest_first(a)
+    # As the columns of its adjoint, which is what there is of wide matrices: a copy in its order.
+    take_columns = batch_aware(functools.partial(row_order.take, axis=-1))
+    return products.adjoint(take_columns(products.adjoint(a), rows.mT)), rows
 
 
 def factor_for_few_products(a: Array) -> Factors:
@@ -84,9 +92,9 @@ def factor_for_few_products(a: Array) -> Factors:
     deep = known and rows >= _DEEP * columns
     if not known or columns < _LEAST_FOR_REFLECTORS or (deep and columns <= _MOST_FOR_Q):
         return factor(a, None, None, by_size=True)
-    order = row_order.largest_first(a)
-    factors: Factors = batch_aware(_reflectors)(batch_aware(row_order.take)(a, order))
-    return factors._replace(q=factors.q._replace(rows=order))
+    in_order, order = _largest_rows_first(a)
+    factors: Factors = batch_aware(_reflectors)(in_order)
+    return factors._replace(q=InOrder(factors.q, order))
 
 
 def _in_row_units(a: Array, *others: Array) -> Factors:

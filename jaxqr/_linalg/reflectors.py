@@ -25,14 +25,17 @@ from jaxqr._linalg.scaling import divided
 
 
 class Reflectors(NamedTuple):
-    """Q = H_0 H_1 ... with H_j = I - tau_j v_j v_j^H, k of them, as LAPACK stores them.
-
-    If there is an order of rows, its rows are Q's in that order.
-    """
+    """Q = H_0 H_1 ... with H_j = I - tau_j v_j v_j^H, k of them, as LAPACK stores them."""
 
     v: Array  # (..., m, k): v_j below the diagonal, 1 on it; what is there and above is not read
     taus: Array  # (..., 1, k)
-    rows: Array | None = None
+
+
+class InOrder(NamedTuple):
+    """Of a matrix whose rows, in this order, are those of Q B: Q with its rows put back."""
+
+    q: Any  # Q, or its reflectors
+    rows: Array  # (..., m, 1)
 
 
 class InUnits(NamedTuple):
@@ -53,8 +56,10 @@ def det(q: Reflectors) -> Array:
     return product
 
 
-def times(q: Array | Reflectors | InUnits, c: Array) -> Array:
+def times(q: Array | Reflectors | InOrder | InUnits, c: Array) -> Array:
     """Q C, for c (rows, n[, batch]) and as many of q's first columns."""
+    if isinstance(q, InOrder):
+        return put_back(times(q.q, c), q.rows, axis=0)
     if isinstance(q, InUnits):
         return divided(times(q.q, c), q.units)
     if not isinstance(q, Reflectors):
@@ -66,16 +71,17 @@ def times(q: Array | Reflectors | InUnits, c: Array) -> Array:
         for v, taus in reversed(_groups(q)):
             done = len(x) - len(v)
             x = materialized(jnp.concatenate([x[:done], *_reflect(v, taus, x[done:])]))
-    return x if q.rows is None else put_back(x, q.rows, axis=0)
+    return x
 
 
-def adjoint_times(q: Array | Reflectors | InUnits, b: Array) -> Array:
+def adjoint_times(q: Array | Reflectors | InOrder | InUnits, b: Array) -> Array:
     """The first k rows of Q^H B likewise, for b (m, n[, batch]); all m of reflectors."""
+    if isinstance(q, InOrder):
+        return adjoint_times(q.q, take(b, q.rows, axis=0))
     if isinstance(q, InUnits):
         return adjoint_times(q.q, divided(b, q.units))
     if not isinstance(q, Reflectors):
         return project(q, b)
-    b = b if q.rows is None else take(b, q.rows, axis=0)
     if q.v.ndim == 2:
         y: Array = over_columns(_q_adjoint)(q.v, q.taus, b)
         return y
