@@ -131,8 +131,9 @@ def test_lists_are_told_what_is_wrong_inside():
     with pytest.raises(TypeError, match=message):
         jaxqr.lstsq(jnp.eye(2), [10**30, 1])
     for x in ([[1.0, 2.0], [3.0]], [[10**400]]):  # of which it makes none
-        with pytest.raises(TypeError, match=r"qr expects a .* Got list\. [^.]*(\.[^.]*)?\.$"):
+        with pytest.raises(TypeError, match=r"qr expects a .* Got list\. .*\.$") as caught:
             jaxqr.qr(x)
+        assert "np.asarray" not in str(caught.value)
     half = fractions.Fraction(1, 2)
     for x in ([["1", "2"]], [[half]], [[decimal.Decimal(1)]]):
         with pytest.raises(
