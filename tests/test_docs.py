@@ -82,7 +82,7 @@ def test_rows_are_equal(theirs, ours):
 
 @pytest.mark.parametrize(("theirs", "ours"), rows("coming_from.md"))
 def test_rows_that_find_the_rank_do_so_in_float32(theirs, ours):
-    if "rcond" not in ours or "torch" in theirs:
+    if "rcond" not in ours or theirs.startswith(("np", "torch")):  # which compute in float64
         return
     space = {k: x.astype("f4") if isinstance(x, np.ndarray) else x for k, x in names().items()}
     for name in "aw":
