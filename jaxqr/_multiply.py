@@ -89,9 +89,8 @@ def qr_multiply(
     vectors = c.ndim in (1, a.ndim - 1)
     _check_shapes(a, c, vectors, adjoint or mode == "complete")
     rule = Multiplied(adjoint, positive_diagonal, forward_mode)
-    product, r = _multiply(a, c[..., None] if vectors else c, rule=rule)
-    if adjoint and mode == "reduced":
-        product = product[..., : r.shape[-2], :]
+    columns = c[..., None] if vectors else c
+    product, r = _multiply(a, columns, rule=rule, complete=mode == "complete")
     return product[..., 0] if vectors else product, r
 
 
@@ -167,8 +166,8 @@ class Multiplied:
         return Applied(self._q, self.adjoint)
 
 
-@functools.partial(jax.jit, static_argnames="rule")
-def _multiply(a: Array, c: Array, *, rule: Multiplied) -> tuple[Array, Array]:
+@functools.partial(jax.jit, static_argnames=("rule", "complete"))
+def _multiply(a: Array, c: Array, *, rule: Multiplied, complete: bool) -> tuple[Array, Array]:
     dtype = promoted("qr_multiply", a=a, c=c)
     a, c = (x.astype(compute_dtype(dtype)) for x in (a, c))
 
@@ -176,6 +175,8 @@ def _multiply(a: Array, c: Array, *, rule: Multiplied) -> tuple[Array, Array]:
         return differentiated(rule, rule.forward_mode)(a, c)
 
     product, r = _over_batches(functools.partial(with_more_columns, multiply), a, c)
+    if rule.adjoint and not complete:
+        product = product[..., : r.shape[-2], :]
     return product.astype(result_dtype(dtype)), r.astype(result_dtype(dtype))
 
 

@@ -39,10 +39,9 @@ class InOrder(NamedTuple):
 
 
 class InUnits(NamedTuple):
-    """Of a square matrix whose rows, in units E of their own, are those of Q B: E^-1 Q.
+    """P = E^-1 Q for a square matrix E Q B, whose rows are in units E of their own.
 
-    What solves with the matrix has it where orthonormal Q would be: A = Q B in x = B^-1 Q^H f, and
-    in r = Q B^-H g.
+    It is what solves, as Q would: A^H r = g has r = P B^-H g, and A x = f has x = B^-1 P^H f.
     """
 
     q: Any  # Q, or its reflectors
