@@ -87,7 +87,8 @@ def none_for_zero(xs: Sequence[Any]) -> MaybeArrays:
 def or_zeros(xs: MaybeArrays, like: Sequence[Array]) -> Arrays:
     """Tangents or cotangents with zeros for None, as many as there are of them."""
     pairs = zip(xs, like, strict=False)
-    return tuple(jnp.zeros_like(y) if x is None else x for x, y in pairs)
+    # Of integers, such as an order of rows, JAX wants zeros of a type of their own.
+    return tuple(zero_from_primal(y) if x is None else x for x, y in pairs)
 
 
 def _jax_pullback(rule: Rule, residuals: Arrays, cotangents: MaybeArrays) -> MaybeArrays:
