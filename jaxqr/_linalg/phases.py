@@ -26,4 +26,5 @@ def phases(r: Array, count: int) -> Array:
     beyond = count - d.shape[-1]
     if beyond == 0:  # of a symbol, if that is known
         return phase
-    return jnp.concatenate([phase, jnp.ones((*d.shape[:-1], beyond), d.dtype)], axis=-1)
+    # Not beside an array of ones: a sharded batch has its phases where it is.
+    return jnp.pad(phase, [(0, 0)] * (d.ndim - 1) + [(0, beyond)], constant_values=1)
