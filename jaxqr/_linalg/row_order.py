@@ -16,19 +16,17 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxqr._linalg.batching import batch_aware, over_leading_axes, smaller
-from jaxqr._linalg.scaling import magnitudes
-
-_SPREAD = 2.0**8  # up to which, times eps, rounding of other rows may be in one
+from jaxqr._linalg.scaling import SPREAD, largest_of_rows
 
 
 def largest_first(a: Array) -> Array:
     """The order of the rows of a (..., m, n), by size where one of the pivots is small."""
 
     def order(a: Array) -> Array:
-        sizes = jnp.max(magnitudes(a), axis=-1, keepdims=True, initial=0)
+        sizes = largest_of_rows(a)
         pivots = sizes[..., : smaller(*a.shape[-2:]), :]
         largest = jnp.max(sizes, axis=-2, keepdims=True, initial=0)
-        needed = jnp.any(_SPREAD * pivots < largest, axis=-2, keepdims=True)
+        needed = jnp.any(SPREAD * pivots < largest, axis=-2, keepdims=True)
 
         def by_size(sizes: Array) -> Array:
             sorted_rows = jnp.argsort(-sizes, axis=-2).astype(jnp.int32)

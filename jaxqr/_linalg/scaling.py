@@ -86,7 +86,13 @@ def largest_of_columns(x: Array) -> Array:
     return jnp.maximum(most, -least)
 
 
-_SPREAD = 2.0**8  # of the sizes of rows, up to which no digits go
+SPREAD = 2.0**8
+"""Of the sizes of rows: up to that, times eps, rounding of the largest may be in a small one."""
+
+
+def largest_of_rows(x: Array) -> Array:
+    """The largest magnitudes (..., m, 1) in the rows of x (..., m, n)."""
+    return jnp.max(magnitudes(x), axis=-1, keepdims=True, initial=0)
 
 
 def row_units(x: Array) -> Array:
@@ -94,10 +100,10 @@ def row_units(x: Array) -> Array:
 
     1 where rows are of one size: then results are as without units.
     """
-    largest = jnp.max(magnitudes(x), axis=-1, keepdims=True, initial=0)
+    largest = largest_of_rows(x)
     most = jnp.max(largest, axis=-2, keepdims=True, initial=0)
     least = jnp.min(largest, axis=-2, keepdims=True, initial=jnp.inf, where=largest > 0)
-    spread = (most > _SPREAD * least) & (most < jnp.inf) & (largest > 0)
+    spread = (most > SPREAD * least) & (most < jnp.inf) & (largest > 0)
     units = unit(largest) / unit(jnp.sqrt(most) * jnp.sqrt(least))
     return jnp.where(spread, units, 1).astype(x.dtype)
 
