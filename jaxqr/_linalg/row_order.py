@@ -16,14 +16,15 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxqr._linalg.batching import batch_aware, over_leading_axes, smaller
-from jaxqr._linalg.scaling import SPREAD, largest_of_rows
+from jaxqr._linalg.layouts import laid_out
+from jaxqr._linalg.scaling import SPREAD, largest_of_columns
 
 
 def largest_first(a: Array) -> Array:
     """The order of the rows of a (..., m, n), by size where one of the pivots is small."""
 
     def order(a: Array) -> Array:
-        sizes = largest_of_rows(a)
+        sizes = largest_of_columns(a.mT).mT  # as of wide A, which a is the adjoint of
         pivots = sizes[..., : smaller(*a.shape[-2:]), :]
         largest = jnp.max(sizes, axis=-2, keepdims=True, initial=0)
         needed = jnp.any(SPREAD * pivots < largest, axis=-2, keepdims=True)
@@ -53,7 +54,8 @@ def take(x: Array, rows: Array, axis: int = -2) -> Array:
     """The rows of x in this order; they are on the axis, as those of the order are."""
 
     def moved(x: Array, rows: Array) -> Array:
-        return jnp.take_along_axis(x, rows, axis)
+        (x,) = laid_out(jnp.take_along_axis(x, rows, axis))
+        return x
 
     return _unless_in_order(moved, x, rows, axis)
 
@@ -71,7 +73,8 @@ def _unless_in_order(
     moved: Callable[[Array, Array], Array], x: Array, rows: Array, axis: int
 ) -> Array:
     def as_it_is(x: Array, rows: Array) -> Array:
-        return x * _one(rows, x.dtype)
+        (x,) = laid_out(x * _one(rows, x.dtype))
+        return x
 
     in_order = lax.broadcasted_iota(rows.dtype, rows.shape, axis % rows.ndim)
     out: Array = lax.cond(jnp.any(rows != in_order), moved, as_it_is, x, rows)

@@ -11,8 +11,9 @@ interpreters. There are two wirings of the same rules:
   ``jax.custom_derivatives.linear_call`` has no batching rule.
 
 In both, the function itself and its pullback are primitives: so ``jax.experimental.jet``, which
-enters the bodies of custom rules and does not look at these, finds a rule there instead of the
-steps of an algorithm, of which some would count as constant. A rule that has no series is refused.
+enters the bodies of custom rules and does not look at these, finds a rule there (see
+:mod:`jaxqr._autodiff.series`) instead of the steps of an algorithm, of which some would count as
+constant.
 
 Rules follow the paper's convention dL = Re tr(G-bar^H dG). JAX's cotangents are the conjugates of
 those, so what comes in and what goes out is conjugated, here and nowhere else.
@@ -27,7 +28,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
-from jax.experimental import jet
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
@@ -35,8 +35,6 @@ Arrays = tuple[Array, ...]
 # A tangent or cotangent that is None is zero.
 MaybeArrays = tuple[Array | None, ...]
 Wiring = Callable[[Any], Callable[..., Arrays]]
-
-NO_TAYLOR = "has no Taylor expansion: jax.experimental.jet does not go through it."
 
 
 class Rule(Protocol):
@@ -105,7 +103,7 @@ def _jax_pullback(rule: Rule, residuals: Arrays, cotangents: MaybeArrays) -> May
 
 
 def _pulled(*operands: Array, rule: Rule, present: tuple[bool, ...]) -> Arrays:
-    residuals, cotangents = _unpack(operands, present)
+    residuals, cotangents = unpack(operands, present)
     # Cotangents wait for the residuals: XLA would bring those that it has into place before the
     # forward pass, and keep them in memory all along.
     _, cotangents = lax.optimization_barrier((residuals, cotangents))
@@ -113,7 +111,7 @@ def _pulled(*operands: Array, rule: Rule, present: tuple[bool, ...]) -> Arrays:
     return out
 
 
-def _is_inexact(x: Array) -> bool:
+def is_inexact(x: Array) -> bool:
     return bool(jnp.issubdtype(x.dtype, jnp.inexact))
 
 
@@ -169,7 +167,7 @@ def forward_mode(f: Differentiable) -> Callable[..., Arrays]:
         outputs = function(*primals)
         dots = iter(linear(f, f.residuals(primals, outputs), none_for_zero(tangents)))
         return outputs, tuple(
-            next(dots) if _is_inexact(out) else zero_from_primal(out, symbolic_zeros=True)
+            next(dots) if is_inexact(out) else zero_from_primal(out, symbolic_zeros=True)
             for out in outputs
         )
 
@@ -258,14 +256,14 @@ def linear(rule: Rule, residuals: Arrays, tangents: MaybeArrays) -> list[Any]:
     return list(pushforward_p.bind(*operands, rule=rule, present=present))
 
 
-def _unpack(operands: Sequence[Any], present: tuple[bool, ...]) -> tuple[Arrays, MaybeArrays]:
+def unpack(operands: Sequence[Any], present: tuple[bool, ...]) -> tuple[Arrays, MaybeArrays]:
     count = len(operands) - sum(present)
     given = iter(operands[count:])
     return tuple(operands[:count]), tuple(next(given) if p else None for p in present)
 
 
 def _pushforward(*operands: Array, rule: Rule, present: tuple[bool, ...]) -> list[Array]:
-    return list(rule.pushforward(*_unpack(operands, present)))
+    return list(rule.pushforward(*unpack(operands, present)))
 
 
 @functools.cache
@@ -276,8 +274,8 @@ def _abstract_eval(*avals: Any, rule: Rule, present: tuple[bool, ...]) -> list[A
 
 
 def _jvp(primals: Any, tangents: Any, *, rule: Rule, present: tuple[bool, ...]) -> Any:
-    residuals, ts = _unpack(primals, present)
-    residual_dots, t_dots = _unpack(tangents, present)
+    residuals, ts = unpack(primals, present)
+    residual_dots, t_dots = unpack(tangents, present)
     out = linear(rule, residuals, ts)
     dots = []
     given = none_for_zero(t_dots)
@@ -295,13 +293,13 @@ def _jvp(primals: Any, tangents: Any, *, rule: Rule, present: tuple[bool, ...]) 
 def _transpose(
     cotangents: Any, *operands: Any, rule: Rule, present: tuple[bool, ...]
 ) -> list[Array | None]:
-    residuals, _ = _unpack(operands, present)
+    residuals, _ = unpack(operands, present)
     pulled = _jax_pullback(rule, residuals, none_for_zero(cotangents))
     return [None] * len(residuals) + [bar for bar, p in zip(pulled, present, strict=True) if p]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Batched:
+class Batched:
     """A rule under vmap: tangents and cotangents have a new leading axis."""
 
     rule: Any
@@ -324,8 +322,8 @@ class _Batched:
 
 def _in_front(operands: Any, dims: Any, present: tuple[bool, ...]) -> tuple[Arrays, Any, Any]:
     """The residuals and their batch axes; tangents or cotangents with theirs in front."""
-    residuals, given = _unpack(operands, present)
-    axes, given_dims = _unpack(dims, present)
+    residuals, given = unpack(operands, present)
+    axes, given_dims = unpack(dims, present)
     first, at = next((x, d) for x, d in zip(operands, dims, strict=True) if d is not None)
 
     def in_front(x: Array, d: Any) -> Array:
@@ -344,7 +342,7 @@ def _batch(
     operands: Any, dims: Any, *, rule: Rule, present: tuple[bool, ...]
 ) -> tuple[list[Array], list[int]]:
     residuals, axes, fronted = _in_front(operands, dims, present)
-    out = linear(_Batched(rule, axes), residuals, fronted)
+    out = linear(Batched(rule, axes), residuals, fronted)
     return out, [0] * len(out)
 
 
@@ -386,7 +384,7 @@ def constant(f: Callable[..., Any], *args: Any) -> Any:
 
 def _wired(rule: Any, forward: bool) -> Callable[..., Arrays]:
     """The rule as a function of JAX's custom derivatives."""
-    if isinstance(rule, _Batched):
+    if isinstance(rule, Batched):
         mapped: Callable[..., Arrays] = jax.vmap(_wired(rule.rule, forward), in_axes=rule.axes)
         return mapped
     return (forward_mode if forward else reverse_mode)(rule)
@@ -398,7 +396,7 @@ def _jvp_of_function(primals: Any, tangents: Any, *, rule: Any, forward: bool, t
 
 
 def _refuse_transpose(*_: Any, rule: Any, **__: Any) -> Any:
-    while isinstance(rule, _Batched):
+    while isinstance(rule, Batched):
         rule = rule.rule
     raise TypeError(_TRANSPOSE_REFUSED.format(caller=rule.caller))
 
@@ -427,7 +425,7 @@ def _traced(*operands: Array, traced: Any, **_: Any) -> list[Array]:
 
 
 def _batch_function(args: Any, dims: Any, *, rule: Any, forward: bool, traced: Any) -> Any:
-    out = _function(*args, rule=_Batched(rule, tuple(dims)), forward=forward)
+    out = _function(*args, rule=Batched(rule, tuple(dims)), forward=forward)
     return out, (0,) * len(out)
 
 
@@ -503,7 +501,7 @@ def _batch_pullback(
     operands: Any, dims: Any, *, rule: Any, present: tuple[bool, ...], **_: Any
 ) -> Any:
     residuals, axes, fronted = _in_front(operands, dims, present)
-    out = [x for x in _jax_pullback(_Batched(rule, axes), residuals, fronted) if x is not None]
+    out = [x for x in _jax_pullback(Batched(rule, axes), residuals, fronted) if x is not None]
     return out, [0] * len(out)
 
 
@@ -538,133 +536,3 @@ batching.primitive_batchers[function_p] = _batch_function
 batching.primitive_batchers[pullback_p] = _batch_pullback
 batching.primitive_batchers[constant_p] = _batch_constant
 batching.primitive_batchers[columns_p] = _batch_columns
-
-
-# Taylor coefficients. A series is a list of tuples of arrays, one of each order.
-
-
-def _expanded(args: list[Arrays], *, rule: Any, wire: Wiring) -> list[Arrays]:
-    """The series of the outputs from that of the arguments."""
-    if not hasattr(rule, "taylor"):
-        raise NotImplementedError(f"{rule.caller} {NO_TAYLOR}")
-    series: list[Arrays] = rule.taylor(args, wire)
-    return series
-
-
-@dataclasses.dataclass(frozen=True)
-class _Known:
-    """A function whose last arguments are its outputs, known, and constant."""
-
-    rule: Any
-    count: int
-
-    def forward(self, *args: Array) -> Arrays:
-        return args[-self.count :]
-
-    def residuals(self, args: Arrays, outputs: Arrays) -> Arrays:
-        out: Arrays = self.rule.residuals(args[: -self.count], outputs)
-        return out
-
-    def pushforward(self, residuals: Arrays, tangents: MaybeArrays) -> Arrays:
-        out: Arrays = self.rule.pushforward(residuals, tangents[: -self.count])
-        return out
-
-    def pullback(self, residuals: Arrays, cotangents: MaybeArrays) -> Any:
-        return *self.rule.pullback(residuals, cotangents), *(None,) * self.count
-
-
-def _along(rule: Any, residuals: list[Arrays]) -> tuple[Callable[..., Any], list[Arrays]]:
-    """The series of the outputs as a function of that of the arguments, and these."""
-    if not hasattr(rule, "recovered"):
-        raise NotImplementedError(f"{rule.caller} {NO_TAYLOR}")
-    args, known = rule.recovered(residuals)
-
-    def wire(other: Any) -> Callable[..., Arrays]:
-        if known is None or other != rule:
-            return differentiated(other, forward=True)
-        return lambda *args: differentiated(_Known(rule, len(known)), True)(*args, *known)
-
-    def outputs(args: list[Arrays]) -> list[Arrays]:
-        series = rule.taylor(args, wire)
-        return [tuple(x for x in term if _is_inexact(x)) for term in series]
-
-    return outputs, args
-
-
-def _pulled_series(
-    operands: list[Arrays], *, rule: Any, present: tuple[bool, ...], moving: tuple[bool, ...]
-) -> list[Arrays]:
-    """The series of the pullback.
-
-    Of F along a(t), the coefficient F_{K-i} depends on a_{K-d} as F_{d-i} does on a_0. So the
-    pullback of (F_0, ..., F_K) to (a_0, ..., a_K) is, both in reverse, the series of the pullback.
-    """
-    residuals, bars = zip(*(_unpack(term, present) for term in operands), strict=True)
-    outputs, args = _along(rule, list(residuals))
-    series, pull = jax.vjp(outputs, args)
-    (pulled,) = pull([or_zeros(*pair) for pair in zip(bars[::-1], series, strict=True)])
-    return [tuple(x for x, m in zip(term, moving, strict=True) if m) for term in pulled[::-1]]
-
-
-def _pushed_series(operands: list[Arrays], *, rule: Any, present: tuple[bool, ...]) -> list[Arrays]:
-    """The series of the pushforward: the tangent of the series of the outputs."""
-    residuals, dots = zip(*(_unpack(term, present) for term in operands), strict=True)
-    outputs, args = _along(rule, list(residuals))
-    tangents = [or_zeros(*pair) for pair in zip(dots, args, strict=True)]
-    pushed: list[Arrays] = jax.jvp(outputs, (args,), (tangents,))[1]
-    return pushed
-
-
-def _series_of_traced(primals_in: Any, series_in: Any, **params: Any) -> Any:
-    f = jaxpr_as_fun(params["traced"])
-    return jet.jet(f, tuple(primals_in), series_in, factorial_scaled=False)
-
-
-def _typed_as(like: Any, x: Any) -> Any:
-    """X, sharded as another of its dtype: the zeros that jet makes are not."""
-    if jnp.result_type(x) != jnp.result_type(like) or jax.typeof(x) == jax.typeof(like):
-        return x
-    return x + jnp.zeros_like(like)
-
-
-def _jet_rule(series_of: Callable[..., list[Arrays]]) -> Callable[..., Any]:
-    """JAX's rule, of a function from a rule and the series of the operands to that of outputs."""
-
-    def mapped(operands: list[Arrays], *, rule: Any, **params: Any) -> list[Arrays]:
-        if not isinstance(rule, _Batched):
-            return series_of(operands, rule=rule, **params)
-
-        def of_each(operands: list[Arrays]) -> list[Arrays]:
-            return mapped(operands, rule=rule.rule, **params)
-
-        axes = (*rule.axes, *(0,) * sum(params.get("present", ())))
-        out: list[Arrays] = jax.vmap(of_each, in_axes=([axes] * len(operands),))(operands)
-        return out
-
-    def of_operands(
-        primals: Any, terms: Any, *, traced: Any = None, forward: bool = False, **params: Any
-    ) -> Any:
-        pairs = zip(primals, terms, strict=True)
-        typed = [[_typed_as(primal, x) for x in series] for primal, series in pairs]
-        operands = [tuple(primals), *zip(*typed, strict=True)]
-        outputs, *rest = mapped(operands, **params)
-        series = [list(x) for x in zip(*rest, strict=True)]
-        constant = [jet.zero_series] * (len(outputs) - len(series))
-        return list(outputs), [*series, *constant]
-
-    return of_operands
-
-
-def _series_of_constant(primals_in: Any, series_in: Any, **params: Any) -> Any:
-    outputs = constant_p.bind(*primals_in, **params)
-    return outputs, [jet.zero_series] * len(outputs)
-
-
-jet.deflinear(watched_p)
-jet.jet_rules[constant_p] = _series_of_constant
-jet.jet_rules[function_p] = _jet_rule(
-    functools.partial(_expanded, wire=functools.partial(differentiated, forward=True))
-)
-jet.jet_rules[pullback_p] = _jet_rule(_pulled_series)
-jet.jet_rules[pushforward_p] = _jet_rule(_pushed_series)
-jet.jet_rules[columns_p] = _series_of_traced
