@@ -50,9 +50,7 @@ def factor(a: Array, ridge: Array | None, rcond: Array | None, *, by_size: bool 
     if rcond is not None:
         return _rank_revealing(a, rcond)
     if _is_square(a) and ridge is None:
-        units = row_units(a)
-        root, d, q = _full_rank(divided(a, units), None, False)
-        return Factors(root, d, InUnits(q, units))
+        return _in_row_units(functools.partial(_full_rank, ridge=None, by_size=False), a)
     return _full_rank(a, ridge, by_size or at_most(*a.shape[-2:]))
 
 
@@ -97,10 +95,10 @@ def factor_for_few_products(a: Array) -> Factors:
     return factors._replace(q=InOrder(factors.q, order))
 
 
-def _in_row_units(a: Array, *others: Array) -> Factors:
-    """The factors of square a with the reflectors of Q, of rows in units of their own."""
+def _in_row_units(factored: Callable[..., Factors], a: Array, *others: Array) -> Factors:
+    """The factors of square a, of rows in units of their own."""
     units = row_units(a)
-    root, d, q = batch_aware(_reflectors)(divided(a, units), *others)
+    root, d, q = factored(divided(a, units), *others)
     return Factors(root, d, InUnits(q, units))
 
 
@@ -128,7 +126,8 @@ def determinant(a: Array, *, with_q: bool) -> tuple[Factors, Array, Array]:
     rows, columns = a.shape[-2:]
     square = _is_square(a)
     if not at_most(columns + 1, rows):  # of symbols, it may be square
-        factors = _in_row_units(a) if square else batch_aware(_reflectors)(a)
+        reflectors = batch_aware(_reflectors)
+        factors = _in_row_units(reflectors, a) if square else reflectors(a)
     else:
         *of_q, r = _forward.qr(a, "reduced" if with_q else "r", "auto")
         factors = Factors(*_in_units(r), of_q[0] if of_q else None)
@@ -177,7 +176,7 @@ def _reduce(a: Array, b: Array) -> tuple[Factors, Array]:
 
 def _reduce_square(a: Array, b: Array) -> tuple[Factors, Array]:
     """The factors with the reflectors of Q, and Q^H b."""
-    factors = _in_row_units(a, b)
+    factors = _in_row_units(batch_aware(_reflectors), a, b)
     return factors, over_matrices(adjoint_times)(factors.q, b)
 
 
