@@ -68,15 +68,28 @@ def _may_be(value: Any, possible: set[Any]) -> bool:
     return isinstance(value, int | float) and float in possible and 0 <= value <= 1
 
 
-def as_matrices(caller: str, name: str, value: ArrayLike) -> Array:
-    """The argument as an array (..., m, n)."""
+def as_matrices(caller: str, name: str, value: ArrayLike, *, sharded: bool = False) -> Array:
+    """The argument as an array (..., m, n), whose matrices may be sharded or not."""
     array = as_array(caller, name, value)
     if array.ndim < 2:
         raise ValueError(
             f"{caller} expects {name} to be a matrix or a batch of matrices, of shape "
             f"(..., m, n). Got shape {array.shape}."
         )
+    if not sharded:
+        not_sharded(caller, name, array, -2, -1)
     return array
+
+
+def not_sharded(caller: str, name: str, array: Array, *axes: int) -> None:
+    """Refuse an array of which one of these axes is sharded, as far as its type tells."""
+    spec = jax.typeof(array).sharding.spec
+    if any(spec[axis] is not None for axis in axes):
+        raise TypeError(
+            f"{caller} expects {name} to be sharded along batch axes alone. Got shape "
+            f"{array.shape}, sharded as {spec}: jaxqr.distributed has QR, LQ and least squares of "
+            "a matrix that is on many devices, and jax.sharding.reshard gives each the whole of it."
+        )
 
 
 def as_array(caller: str, name: str, value: ArrayLike) -> Array:

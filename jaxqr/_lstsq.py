@@ -17,6 +17,7 @@ from jaxqr._arguments import (
     compute_dtype,
     flags,
     nonnegative,
+    not_sharded,
     one_of,
     promoted,
     require_rank,
@@ -217,6 +218,7 @@ def lstsq(
         )
     vectors = b.ndim in (1, a.ndim - 1)
     _check_shapes(a, b, shift, vectors)
+    not_sharded("lstsq", "b", b, -1 if vectors else -2)
     out, lost = _lstsq(
         a,
         b[..., None] if vectors else b,

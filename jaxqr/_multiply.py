@@ -20,6 +20,7 @@ from jaxqr._arguments import (
     by_name,
     compute_dtype,
     flags,
+    not_sharded,
     one_of,
     promoted,
     result_dtype,
@@ -88,6 +89,7 @@ def qr_multiply(
     )
     vectors = c.ndim in (1, a.ndim - 1)
     _check_shapes(a, c, vectors, adjoint or mode == "complete")
+    not_sharded("qr_multiply", "c", c, -1 if vectors else -2)
     rule = Multiplied(adjoint, positive_diagonal, forward_mode)
     columns = c[..., None] if vectors else c
     product, r = _multiply(a, columns, rule=rule, complete=mode == "complete")

@@ -381,6 +381,24 @@ def test_batches_with_explicit_sharding(f):
 
 
 @pytest.mark.parametrize(
+    ("name", "f"),
+    [
+        ("a", jaxqr.lq),
+        ("a", lambda a: jaxqr.pivoted_qr(a.T)),
+        ("a", jax.jit(jaxqr.slogdet)),
+        ("b", lambda a: jaxqr.lstsq(np.ones(a.shape), a[:, 0])),
+        ("c", lambda a: jaxqr.qr_multiply(np.ones(a.shape), a, adjoint=True)),
+    ],
+)
+def test_matrices_with_explicit_sharding_are_refused(name, f):
+    mesh = jax.make_mesh((8,), ("i",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        a = jax.device_put(jnp.ones((16, 3)), NamedSharding(mesh, P("i")))
+        with pytest.raises(TypeError, match=rf"expects {name} to be .*sharded as .*reshard"):
+            f(a)
+
+
+@pytest.mark.parametrize(
     "f",
     [jaxqr.qr, lambda a: jaxqr.lstsq(a, np.ones(SHAPE[0])), lambda a: jaxqr.slogdet(a)[1]],
     ids=["qr", "lstsq", "slogdet"],

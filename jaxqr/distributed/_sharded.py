@@ -58,7 +58,7 @@ def sharded_qr(
     >>> jax.jit(jax.grad(loss))(a).shape
     (8, 2)
     """
-    a = as_matrices("sharded_qr", "a", a)
+    a = as_matrices("sharded_qr", "a", a, sharded=True)
     flags("sharded_qr", positive_diagonal=positive_diagonal)
     _check("sharded_qr", a.shape, mesh, row_axes, batch_axes, reduction, ("rows", "columns"))
     a = _moved(a, mesh, _spec(a.ndim - 2, batch_axes, row_axes))
@@ -99,7 +99,7 @@ def sharded_lq(
     >>> l.shape, q.shape, bool(jnp.allclose(l @ q, a, rtol=1e-4))
     ((2, 2), (2, 8), True)
     """
-    a = as_matrices("sharded_lq", "a", a)
+    a = as_matrices("sharded_lq", "a", a, sharded=True)
     flags("sharded_lq", positive_diagonal=positive_diagonal)
     *batch, m, n = a.shape
     across = ("columns", "rows")
@@ -144,7 +144,7 @@ def sharded_lstsq(
     >>> print(np.asarray(jaxqr.distributed.sharded_lstsq(a, 3 * t + 1, mesh, "rows")).round(4))
     [1. 3.]
     """
-    a = as_matrices("sharded_lstsq", "a", a)
+    a = as_matrices("sharded_lstsq", "a", a, sharded=True)
     b = as_array("sharded_lstsq", "b", b)
     flags("sharded_lstsq", forward_mode=forward_mode)
     _check("sharded_lstsq", a.shape, mesh, row_axes, batch_axes, reduction, ("rows", "columns"))
