@@ -30,10 +30,10 @@ class Options(TypedDict, total=False):
 
 
 def by_name(f: F) -> F:
-    """F, which says how to write an argument that may be given by name alone."""
-    parameters = inspect.signature(f).parameters.values()
-    first = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    then = next(p for p in parameters if p.kind is p.KEYWORD_ONLY)
+    """F, which says what may be given by name, and how to write what may be given so alone."""
+    parameters = inspect.signature(f).parameters
+    first = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    then = next(p for p in parameters.values() if p.kind is p.KEYWORD_ONLY)
     possible = _possible(then.annotation)
 
     @functools.wraps(f)
@@ -46,6 +46,11 @@ def by_name(f: F) -> F:
                 f"as in {f.__name__}({', '.join(first)}, {then.name}={shown}). Got {len(args)} "
                 "arguments by position."
             )
+        for name in options:
+            if name not in parameters:
+                pivots = " jaxqr.pivoted_qr has column pivots." if name == "pivoting" else ""
+                known = ", ".join(parameters)
+                raise TypeError(f"{f.__name__} has no argument {name}: it takes {known}.{pivots}")
         return f(*args, **options)
 
     return checked  # type: ignore[return-value]
@@ -107,6 +112,11 @@ def as_array(caller: str, name: str, value: ArrayLike) -> Array:
             raise TypeError(
                 f"{expected} {kind}, which is sparse: {name}.{dense}() makes an array of it."
             )
+    if np.ma.isMA(value):
+        raise TypeError(
+            f"{expected} {kind}, whose mask would be lost: {name}.filled(...) makes numbers of "
+            "what is masked."
+        )
     if kind in ("list", "tuple") and any(map(np.ma.isMA, jax.tree.leaves(value))):
         raise TypeError(
             f"{expected} {kind} of masked arrays, whose masks would be lost: x.filled(...) of each "
@@ -123,6 +133,8 @@ def _way_out(name: str, value: Any) -> str:
     """What makes floats of integers that are too large, of fractions and decimals, and of text."""
     try:
         np.asarray(value, float)
+        if any(x is None for x in np.asarray(value, object).flat):  # NaN, which are no numbers
+            return ""
     except (TypeError, ValueError, OverflowError):
         return ""
     return f" np.asarray({name}, float) makes numbers of what stands for some."

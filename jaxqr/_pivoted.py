@@ -186,10 +186,10 @@ def pivoted_qr(
         method: "householder" is Householder's algorithm, by LAPACK's geqp3 on a CPU and in plain
             XLA elsewhere; and Gram-Schmidt, twice, where ``rank`` is up to a tenth of min(m, n) and
             A has 4096 elements: k passes over A. "auto" is the same, but of matrices that are three
-            times as deep as wide it is, on a CPU, the triangular factor by CholeskyQR2 that goes
-            through it: up to four times as fast. Where columns are dependent A does, after all, and
-            "householder" spares the attempt, a tenth to a third of the time. The diagonal of R is
-            then positive.
+            times as deep as wide, and large enough, it is, on a CPU, the triangular factor by
+            CholeskyQR2 that goes through it: up to four times as fast. Where columns are dependent
+            A does, after all, and "householder" spares the attempt, a tenth to a third of the time.
+            The diagonal of R is then positive.
         temperature: real and >= 0, may be traced: pivots at random, column i with a probability
             proportional to c_i^(1 / temperature), c_i the squared norm of what is left of it. At 1
             that is randomly pivoted QR, in proportion to squared norms; towards 0 it goes to the

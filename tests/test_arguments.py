@@ -122,6 +122,16 @@ def test_what_is_no_array_of_numbers_is_told():
             jaxqr.lstsq(a, x)
 
 
+def test_what_is_hidden_is_not_made_numbers():
+    masked = np.ma.masked_array(np.ones((3, 2)), mask=np.eye(3, 2))
+    with pytest.raises(TypeError, match=r"qr expects a .* mask would be lost: a\.filled\([^:]*$"):
+        jaxqr.qr(masked)
+    for b in (None, [1.0, None, 2.0]):
+        with pytest.raises(TypeError, match="lstsq expects b to be") as raised:
+            jaxqr.lstsq(jnp.ones((3, 2)), b)
+        assert "makes numbers" not in str(raised.value)
+
+
 def test_lists_are_told_what_is_wrong_inside():
     row = np.ma.masked_array([3.0, 1.0], mask=[True, False])
     for rows in ([row, row], [[3.0, 1.0], (row[0], row[1])]):
@@ -181,6 +191,16 @@ def test_modes_of_other_libraries():
         raises(ValueError, r"'raw'. .*jnp.linalg.qr", name, a, mode="raw")
         for mode in (None, 1, a):
             raises(ValueError, "expects mode to be one of", name, a, mode=mode)
+
+
+def test_names_that_there_are_not():
+    a = jnp.ones((3, 2))
+    for name in NAMES:
+        message = rf"{name} has no argument pivoting: it takes a, mode, .*jaxqr.pivoted_qr"
+        with pytest.raises(TypeError, match=message):
+            FACTORIZATIONS[name](a, pivoting=True)
+    with pytest.raises(TypeError, match=r"lstsq has no argument driver: it takes a, b, rcond, .*"):
+        jaxqr.lstsq(a, a, driver="gelsd")
 
 
 def test_what_is_given_by_name_alone():
