@@ -74,7 +74,7 @@ def _may_be(value: Any, possible: set[Any]) -> bool:
 
 
 def as_matrices(caller: str, name: str, value: ArrayLike, *, sharded: bool = False) -> Array:
-    """The argument as an array (..., m, n), whose matrices may be sharded or not."""
+    """The argument as an array (..., m, n), each matrix whole on a device unless ``sharded``."""
     array = as_array(caller, name, value)
     if array.ndim < 2:
         raise ValueError(

@@ -54,7 +54,7 @@ def take(x: Array, rows: Array, axis: int = -2) -> Array:
     """The rows of x in this order; they are on the axis, as those of the order are."""
 
     def moved(x: Array, rows: Array) -> Array:
-        return _by_rows(jnp.take_along_axis(x, rows, axis))
+        return _single_by_rows(jnp.take_along_axis(x, rows, axis))
 
     return _unless_in_order(moved, x, rows, axis)
 
@@ -72,14 +72,14 @@ def _unless_in_order(
     moved: Callable[[Array, Array], Array], x: Array, rows: Array, axis: int
 ) -> Array:
     def as_it_is(x: Array, rows: Array) -> Array:
-        return _by_rows(x * _one(rows, x.dtype))
+        return _single_by_rows(x * _one(rows, x.dtype))
 
     in_order = lax.broadcasted_iota(rows.dtype, rows.shape, axis % rows.ndim)
     out: Array = lax.cond(jnp.any(rows != in_order), moved, as_it_is, x, rows)
     return out
 
 
-def _by_rows(x: Array) -> Array:
+def _single_by_rows(x: Array) -> Array:
     """A single matrix as it lies in memory: for a gather XLA would transpose it, and back."""
     return laid_out(x)[0] if x.ndim == 2 else x
 
